@@ -1,0 +1,228 @@
+//! A key in the JSON body.
+//!
+//! One pass over the bytes finds every wanted path and builds no tree. It recurses along the wanted paths alone, so
+//! that neither the depth nor the width of what a stranger sends decides how much stack or memory is used.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::path::{self, InvalidPath, Segment};
+use super::{Malformed, Part};
+
+/// A path into a JSON body: a singular query of RFC 9535, with at most 64 segments.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Json {
+    segments: Vec<Segment>,
+}
+
+impl Json {
+    /// Parses a path that comes from configuration.
+    ///
+    /// # Errors
+    ///
+    /// If `path` is not a singular query, or is deeper than 64 segments.
+    pub fn parse(path: &str) -> Result<Self, InvalidPath> {
+        path::parse(path).map(|segments| Self { segments })
+    }
+}
+
+/// What each of `paths` selects in `body`, in their order; `None` where it is missing.
+///
+/// An empty body has no members; a body that is not JSON, to its last byte, is malformed.
+pub(super) fn select(body: &[u8], paths: &[Json]) -> Result<Vec<Option<Part>>, Malformed> {
+    let mut found = vec![None; paths.len()];
+    if body.is_empty() {
+        return Ok(found);
+    }
+    let wanted = paths.iter().enumerate().map(|(slot, path)| Wanted { slot, rest: &path.segments }).collect();
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    Select { wanted, found: &mut found }
+        .deserialize(&mut deserializer)
+        .and_then(|()| deserializer.end())
+        .map_err(|_| Malformed("the body has no readable key"))?;
+    Ok(found)
+}
+
+#[derive(Clone, Copy)]
+struct Wanted<'p> {
+    slot: usize,
+    rest: &'p [Segment],
+}
+
+/// Looks for what is wanted inside one value.
+struct Select<'p, 'f> {
+    wanted: Vec<Wanted<'p>>,
+    found: &'f mut [Option<Part>],
+}
+
+/// Reads a member's name and says which of the wanted ones it is.
+struct Name<'w, 'p>(&'w [Wanted<'p>]);
+
+impl<'p> Wanted<'p> {
+    fn name(self) -> Option<&'p str> {
+        match self.rest.first() {
+            Some(Segment::Name(name)) => Some(name),
+            _ => None,
+        }
+    }
+
+    fn index(self) -> Option<i64> {
+        match self.rest.first() {
+            Some(Segment::Index(index)) => Some(*index),
+            _ => None,
+        }
+    }
+}
+
+/// Those of `wanted` whose first segment passes, without it.
+fn below<'p>(wanted: &[Wanted<'p>], matches: impl Fn(Wanted<'p>) -> bool) -> Vec<Wanted<'p>> {
+    let step = |wanted: &Wanted<'p>| Wanted { rest: &wanted.rest[1..], ..*wanted };
+    wanted.iter().filter(|wanted| matches(**wanted)).map(step).collect()
+}
+
+/// A scalar is a key, `null` and `""` are missing, anything else is an error.
+fn scalar(raw: &str) -> Result<Option<Part>, serde_json::Error> {
+    match raw.as_bytes().first() {
+        Some(b'"') => {
+            let text: String = serde_json::from_str(raw)?;
+            Ok((!text.is_empty()).then(|| Part::Text(Bytes::from(text))))
+        }
+        Some(b'n') => Ok(None),
+        Some(b't' | b'f') => Ok(Some(Part::Bool(raw == "true"))),
+        Some(b'-' | b'0'..=b'9') => Ok(Some(Part::Number(Bytes::copy_from_slice(raw.as_bytes())))),
+        _ => Err(serde_json::Error::custom("not a scalar")),
+    }
+}
+
+// === impl Select ===
+
+impl Select<'_, '_> {
+    /// Looks inside a value whose text is at hand.
+    fn look_into(self, raw: &str) -> Result<(), serde_json::Error> {
+        let (here, deeper): (Vec<_>, Vec<_>) = self.wanted.into_iter().partition(|wanted| wanted.rest.is_empty());
+        for wanted in here {
+            self.found[wanted.slot] = scalar(raw)?;
+        }
+        if deeper.is_empty() {
+            return Ok(());
+        }
+        let mut deserializer = serde_json::Deserializer::from_str(raw);
+        Select { wanted: deeper, found: self.found }.deserialize(&mut deserializer)
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Select<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        if self.wanted.iter().any(|wanted| wanted.rest.is_empty()) {
+            let raw = <&RawValue>::deserialize(deserializer)?;
+            return self.look_into(raw.get()).map_err(D::Error::custom);
+        }
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Select<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut seen = Vec::new();
+        while let Some(name) = map.next_key_seed(Name(&self.wanted))? {
+            let Some(name) = name else {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            if seen.contains(&name) {
+                return Err(A::Error::custom("a repeated member"));
+            }
+            seen.push(name);
+            let wanted = below(&self.wanted, |wanted| wanted.name() == Some(name));
+            map.next_value_seed(Select { wanted, found: &mut *self.found })?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        // Which element a negative index means is known at the end only: that many are remembered, unparsed.
+        let from_end = self.wanted.iter().filter_map(|wanted| wanted.index()).min().unwrap_or(0).min(0).unsigned_abs();
+        let mut last: VecDeque<&'de RawValue> = VecDeque::new();
+        for index in 0_i64.. {
+            let wanted = below(&self.wanted, |wanted| wanted.index() == Some(index));
+            if from_end > 0 {
+                let Some(raw) = seq.next_element::<&RawValue>()? else { break };
+                if last.len() as u64 == from_end {
+                    last.pop_front();
+                }
+                last.push_back(raw);
+                Select { wanted, found: &mut *self.found }.look_into(raw.get()).map_err(A::Error::custom)?;
+            } else if wanted.is_empty() {
+                let Some(IgnoredAny) = seq.next_element()? else { break };
+            } else {
+                let Some(()) = seq.next_element_seed(Select { wanted, found: &mut *self.found })? else { break };
+            }
+        }
+        for (back, raw) in (1_i64..).zip(last.iter().rev()) {
+            let wanted = below(&self.wanted, |wanted| wanted.index() == Some(-back));
+            Select { wanted, found: &mut *self.found }.look_into(raw.get()).map_err(A::Error::custom)?;
+        }
+        Ok(())
+    }
+
+    // A scalar has no members: what is wanted inside it is missing.
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+// === impl Name ===
+
+impl<'de, 'p> DeserializeSeed<'de> for Name<'_, 'p> {
+    type Value = Option<&'p str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'p> Visitor<'_> for Name<'_, 'p> {
+    type Value = Option<&'p str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a member name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(self.0.iter().filter_map(|wanted| wanted.name()).find(|wanted| *wanted == name))
+    }
+}
