@@ -4,3 +4,4 @@ pub mod caller;
 mod digest;
 pub mod fingerprint;
 pub mod key;
+pub mod store;

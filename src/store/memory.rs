@@ -1,0 +1,428 @@
+//! The store inside one process: the embedded default, for a single instance and for tests.
+//!
+//! Its promises last as long as the process: a restart forgets everything, and another process knows nothing of it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::{Claim, ClaimId, Claimed, Entry, Forgotten, Hold, State, Store, StoreError};
+use crate::fingerprint::Fingerprint;
+use crate::key::Key;
+
+/// How many keys it holds by default.
+const MAX_KEYS: usize = 1_000_000;
+
+/// How many bytes of records it holds by default: 256 MiB.
+const MAX_BYTES: usize = 256 << 20;
+
+const SHARDS: usize = 16;
+
+/// How many expired keys one step removes at most, so that a million expiring together stop nobody.
+const SWEEP: usize = 64;
+
+/// Claims and records in the memory of this process. Cheap to clone; clones are one store.
+///
+/// When it is full it drops keys that are free, then refuses new claims: it never drops a key that is running or done,
+/// for that would be a second execution.
+#[derive(Clone, Debug)]
+pub struct MemoryStore {
+    shards: Arc<[Shard; SHARDS]>,
+    used: Arc<Used>,
+    max_keys: usize,
+    max_bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    slots: Mutex<Slots>,
+    changed: Notify,
+}
+
+/// What all shards hold together.
+#[derive(Debug, Default)]
+struct Used {
+    keys: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    by_key: HashMap<Key, Slot>,
+    by_expiry: BTreeSet<(Instant, Key)>,
+    /// What may be dropped when the store is full, soonest to expire first.
+    free: BTreeSet<(Instant, Key)>,
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    id: ClaimId,
+    attempt: u32,
+    retention: Duration,
+    fingerprint: Option<Fingerprint>,
+    phase: Phase,
+    expires: Instant,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    Done(Bytes),
+    Free,
+    Running { lease_until: Instant },
+}
+
+/// The store holds as many keys or bytes as it may.
+#[derive(Debug)]
+struct Full;
+
+// === impl MemoryStore ===
+
+impl MemoryStore {
+    /// An empty store for a million keys and 256 MiB of records.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            shards: Arc::new(std::array::from_fn(|_| Shard::default())),
+            used: Arc::default(),
+            max_keys: MAX_KEYS,
+            max_bytes: MAX_BYTES,
+        }
+    }
+
+    /// How many keys it holds, running, done and free. Default: 1,000,000.
+    #[must_use]
+    pub const fn max_keys(mut self, keys: usize) -> Self {
+        self.max_keys = keys;
+        self
+    }
+
+    /// How many bytes of records it holds before it refuses new claims. Default: 256 MiB.
+    ///
+    /// Attempts that run at that moment still finish, so it may grow beyond by
+    /// [`Ledger::max_in_flight`](crate::Ledger::max_in_flight) records.
+    #[must_use]
+    pub const fn max_bytes(mut self, bytes: usize) -> Self {
+        self.max_bytes = bytes;
+        self
+    }
+
+    fn shard(&self, key: &Key) -> &Shard {
+        &self.shards[usize::from(key.as_bytes()[0]) % SHARDS]
+    }
+
+    /// The shard's slots, less some that have expired.
+    fn slots<'a>(&self, shard: &'a Shard, now: Instant) -> MutexGuard<'a, Slots> {
+        // A panic elsewhere does not spoil what is guarded: no step here can panic halfway.
+        let mut slots = shard.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.sweep(now, &self.used);
+        slots
+    }
+
+    fn too_many_keys(&self) -> bool {
+        self.used.keys.load(Ordering::Relaxed) >= self.max_keys
+    }
+
+    fn is_full(&self) -> bool {
+        self.too_many_keys() || self.used.bytes.load(Ordering::Relaxed) >= self.max_bytes
+    }
+
+    /// Drops what is expired or free, in shard after shard, until there is room.
+    fn make_room(&self, now: Instant) {
+        for shard in self.shards.iter() {
+            let mut slots = self.slots(shard, now);
+            if self.too_many_keys() {
+                slots.drop_free(&self.used);
+            }
+            if !self.is_full() {
+                return;
+            }
+        }
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Store for MemoryStore {
+    async fn claim(&self, key: &Key, claim: &Claim) -> Result<Claimed, StoreError> {
+        let now = Instant::now();
+        if self.is_full() {
+            self.make_room(now);
+        }
+        let mut slots = self.slots(self.shard(key), now);
+        let attempt = match slots.get(key, now) {
+            None if self.is_full() => return Err(StoreError::refused(Full)),
+            None => 1,
+            Some(slot) => match slot.judge(claim, now) {
+                Judged::Answer(answer) => return Ok(answer),
+                Judged::Takeable => slot.attempt.saturating_add(1),
+            },
+        };
+        slots.put(key, Slot::running(claim, attempt, now), &self.used);
+        Ok(Claimed::Acquired { attempt })
+    }
+
+    async fn renew(&self, key: &Key, claim: &Claim) -> Result<Hold, StoreError> {
+        let now = Instant::now();
+        let mut slots = self.slots(self.shard(key), now);
+        match slots.get(key, now) {
+            Some(slot) if slot.id != claim.id || matches!(slot.phase, Phase::Free) => return Ok(Hold::Lost),
+            Some(Slot { phase: Phase::Done(_), .. }) => {}
+            Some(_) | None => slots.put(key, Slot::running(claim, claim.attempt, now), &self.used),
+        }
+        Ok(Hold::Held)
+    }
+
+    async fn complete(&self, key: &Key, claim: &Claim, record: Bytes) -> Result<Hold, StoreError> {
+        let now = Instant::now();
+        let shard = self.shard(key);
+        let mut slots = self.slots(shard, now);
+        match slots.get(key, now) {
+            Some(slot) if slot.id != claim.id || matches!(slot.phase, Phase::Free) => return Ok(Hold::Lost),
+            Some(Slot { phase: Phase::Done(_), .. }) => return Ok(Hold::Held),
+            Some(_) | None => {
+                let expires = now + claim.retention;
+                let done = Slot { phase: Phase::Done(record), expires, ..Slot::running(claim, claim.attempt, now) };
+                slots.put(key, done, &self.used);
+            }
+        }
+        drop(slots);
+        shard.changed.notify_waiters();
+        Ok(Hold::Held)
+    }
+
+    async fn release(&self, key: &Key, claim: &Claim, remember: Duration) -> Result<Hold, StoreError> {
+        let now = Instant::now();
+        let shard = self.shard(key);
+        let mut slots = self.slots(shard, now);
+        let free = match slots.get(key, now) {
+            Some(slot) if slot.id != claim.id => return Ok(Hold::Lost),
+            Some(Slot { phase: Phase::Done(_), .. }) => return Ok(Hold::Lost),
+            Some(Slot { phase: Phase::Free, .. }) => return Ok(Hold::Held),
+            // A claim that names no attempt was given up before it ran, and is not counted.
+            Some(slot) if claim.attempt == 0 => {
+                Slot { attempt: slot.attempt.saturating_sub(1), ..slot.freed(now + remember) }
+            }
+            Some(slot) => slot.freed(now + remember),
+            None => Slot::running(claim, claim.attempt, now).freed(now + claim.lease),
+        };
+        slots.put(key, free, &self.used);
+        drop(slots);
+        shard.changed.notify_waiters();
+        Ok(Hold::Held)
+    }
+
+    async fn lookup(&self, key: &Key) -> Result<Option<Entry>, StoreError> {
+        let now = Instant::now();
+        let slots = self.slots(self.shard(key), now);
+        Ok(slots.get(key, now).map(|slot| {
+            let state = match &slot.phase {
+                Phase::Done(record) => State::Done(record.clone()),
+                Phase::Free => State::Free,
+                Phase::Running { .. } => State::Running,
+            };
+            Entry::new(state, slot.attempt, slot.fingerprint, slot.expires - now)
+        }))
+    }
+
+    async fn forget(&self, key: &Key, force: bool) -> Result<Forgotten, StoreError> {
+        let now = Instant::now();
+        let shard = self.shard(key);
+        let mut slots = self.slots(shard, now);
+        let free = match slots.get(key, now) {
+            None => return Ok(Forgotten::Absent),
+            Some(slot) if slot.is_live(now) && !force => return Ok(Forgotten::Running),
+            Some(slot) => slot.freed(now + slot.retention),
+        };
+        slots.put(key, free, &self.used);
+        drop(slots);
+        shard.changed.notify_waiters();
+        Ok(Forgotten::Forgotten)
+    }
+
+    async fn changed(&self, key: &Key) {
+        self.shard(key).changed.notified().await;
+    }
+}
+
+// === impl Slot ===
+
+enum Judged {
+    Answer(Claimed),
+    Takeable,
+}
+
+impl Slot {
+    fn running(claim: &Claim, attempt: u32, now: Instant) -> Self {
+        let lease_until = now + claim.lease;
+        Self {
+            id: claim.id,
+            attempt,
+            retention: claim.retention,
+            fingerprint: claim.fingerprint,
+            phase: Phase::Running { lease_until },
+            // Outlives its lease, so that the attempt number and the fingerprint outlive a crash.
+            expires: lease_until + claim.retention,
+        }
+    }
+
+    fn freed(&self, expires: Instant) -> Self {
+        Self { phase: Phase::Free, expires, ..self.clone() }
+    }
+
+    fn is_live(&self, now: Instant) -> bool {
+        matches!(self.phase, Phase::Running { lease_until } if lease_until > now)
+    }
+
+    fn judge(&self, claim: &Claim, now: Instant) -> Judged {
+        let fingerprint = self.fingerprint;
+        Judged::Answer(match &self.phase {
+            Phase::Running { .. } if self.id == claim.id => Claimed::Acquired { attempt: self.attempt },
+            _ if claim.refuse_other && fingerprint != claim.fingerprint => Claimed::Mismatch,
+            Phase::Done(record) => Claimed::Done { fingerprint, record: record.clone() },
+            // Its own claim, released: this sending of it is late.
+            Phase::Free if self.id == claim.id => Claimed::Running { fingerprint, lease_left: Duration::ZERO },
+            Phase::Running { lease_until } if *lease_until > now => {
+                Claimed::Running { fingerprint, lease_left: *lease_until - now }
+            }
+            Phase::Free | Phase::Running { .. } => return Judged::Takeable,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.phase {
+            Phase::Done(record) => record.len(),
+            Phase::Free | Phase::Running { .. } => 0,
+        }
+    }
+}
+
+// === impl Slots ===
+
+impl Slots {
+    fn get(&self, key: &Key, now: Instant) -> Option<&Slot> {
+        self.by_key.get(key).filter(|slot| slot.expires > now)
+    }
+
+    fn put(&mut self, key: &Key, slot: Slot, used: &Used) {
+        self.remove(key, used);
+        used.keys.fetch_add(1, Ordering::Relaxed);
+        used.bytes.fetch_add(slot.bytes(), Ordering::Relaxed);
+        self.by_expiry.insert((slot.expires, *key));
+        if matches!(slot.phase, Phase::Free) {
+            self.free.insert((slot.expires, *key));
+        }
+        self.by_key.insert(*key, slot);
+    }
+
+    fn remove(&mut self, key: &Key, used: &Used) {
+        if let Some(slot) = self.by_key.remove(key) {
+            used.keys.fetch_sub(1, Ordering::Relaxed);
+            used.bytes.fetch_sub(slot.bytes(), Ordering::Relaxed);
+            self.by_expiry.remove(&(slot.expires, *key));
+            self.free.remove(&(slot.expires, *key));
+        }
+    }
+
+    fn sweep(&mut self, now: Instant, used: &Used) {
+        for _ in 0..SWEEP {
+            match self.by_expiry.first() {
+                Some(&(expires, key)) if expires <= now => self.remove(&key, used),
+                _ => return,
+            }
+        }
+    }
+
+    fn drop_free(&mut self, used: &Used) {
+        if let Some((_, key)) = self.free.first().copied() {
+            self.remove(&key, used);
+        }
+    }
+}
+
+// === impl Full ===
+
+impl std::fmt::Display for Full {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the memory store is full")
+    }
+}
+
+impl std::error::Error for Full {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(1);
+    const RETENTION: Duration = Duration::from_secs(60);
+
+    fn key(n: u32) -> Key {
+        let mut digest = [0; 24];
+        digest[..4].copy_from_slice(&n.to_le_bytes());
+        Key::from(digest)
+    }
+
+    async fn claim(store: &MemoryStore, n: u32) -> (Claim, Result<Claimed, StoreError>) {
+        let claim = Claim::new(LEASE, RETENTION);
+        let claimed = store.claim(&key(n), &claim).await;
+        (claim, claimed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_store_drops_what_is_free_and_never_what_is_running_or_done() {
+        let store = MemoryStore::new().max_keys(3);
+        let (running, _) = claim(&store, 1).await;
+        let (done, _) = claim(&store, 2).await;
+        store.complete(&key(2), &done, Bytes::from_static(b"x")).await.unwrap();
+        let (free, _) = claim(&store, 3).await;
+        store.release(&key(3), &free, RETENTION).await.unwrap();
+
+        assert_eq!(claim(&store, 4).await.1.unwrap(), Claimed::Acquired { attempt: 1 });
+        assert_eq!(store.lookup(&key(3)).await.unwrap(), None, "the free key was to make room");
+        assert!(claim(&store, 5).await.1.unwrap_err().is_definite());
+        assert_eq!(store.renew(&key(1), &running).await.unwrap(), Hold::Held);
+        assert!(matches!(claim(&store, 2).await.1.unwrap(), Claimed::Done { .. }), "a duplicate is still answered");
+
+        tokio::time::sleep(RETENTION + LEASE).await;
+        assert_eq!(claim(&store, 5).await.1.unwrap(), Claimed::Acquired { attempt: 1 });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_full_of_bytes_refuses_new_claims_and_finishes_old_ones() {
+        let store = MemoryStore::new().max_bytes(4);
+        let (first, _) = claim(&store, 1).await;
+        let (second, _) = claim(&store, 2).await;
+        store.complete(&key(1), &first, Bytes::from_static(b"four")).await.unwrap();
+        assert!(claim(&store, 3).await.1.is_err());
+        assert_eq!(store.complete(&key(2), &second, Bytes::from_static(b"four")).await.unwrap(), Hold::Held);
+        tokio::time::sleep(RETENTION).await;
+        assert!(claim(&store, 3).await.1.is_ok());
+        assert_eq!(store.used.bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_expired_is_removed_in_passing() {
+        let store = MemoryStore::new();
+        for n in 0..1000 {
+            let (held, _) = claim(&store, n * 256).await;
+            store.release(&key(n * 256), &held, LEASE).await.unwrap();
+        }
+        assert_eq!(store.used.keys.load(Ordering::Relaxed), 1000);
+        tokio::time::sleep(LEASE).await;
+        for _ in 0..(1000 / SWEEP + 1) {
+            store.lookup(&key(0)).await.unwrap();
+        }
+        assert_eq!(store.used.keys.load(Ordering::Relaxed), 0);
+        let slots = store.shards[0].slots.lock().unwrap();
+        assert!(slots.by_key.is_empty() && slots.by_expiry.is_empty() && slots.free.is_empty());
+    }
+}
