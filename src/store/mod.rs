@@ -11,6 +11,8 @@
 pub mod conformance;
 pub(crate) mod erased;
 pub mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use std::fmt;
 use std::future::Future;

@@ -1,0 +1,203 @@
+//! A connection that heals.
+//!
+//! The client's multiplexed connection is fast and never comes back once it is lost; it also cannot tell a server that
+//! is slow from one whose packets vanish. So it is replaced when it breaks, when it leads to a replica, and when two
+//! calls in a row have waited in vain. Connecting is one task for all who wait for it, outlives their patience, and backs
+//! off with jitter.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
+use tokio::time::Instant;
+
+/// How long connecting may take, greeting included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The last resort against a caller that sets no deadline of its own; the ledger's is far below.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a call has to have waited for its silence to count against the connection.
+const SILENCE: Duration = Duration::from_millis(100);
+
+/// How many such calls in a row condemn the connection.
+const MAX_SILENT: u32 = 2;
+
+/// The pauses between attempts to connect.
+const FIRST_BACKOFF: Duration = Duration::from_millis(20);
+const LAST_BACKOFF: Duration = Duration::from_millis(500);
+
+/// Hands out the current connection, and makes another when it has to.
+#[derive(Debug)]
+pub(super) struct Connector {
+    client: Client,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    current: Option<Connection>,
+    connecting: Option<Connecting>,
+    /// After a failure: the error, and until when it is the answer.
+    failed: Option<(RedisError, Instant)>,
+    backoff: Duration,
+}
+
+type Connecting = Shared<BoxFuture<'static, Result<Connection, RedisError>>>;
+
+/// A connection and what is known of its health. Clones are one connection.
+#[derive(Clone, Debug)]
+pub(super) struct Connection {
+    inner: MultiplexedConnection,
+    health: Arc<Mutex<Health>>,
+}
+
+#[derive(Debug)]
+struct Health {
+    broken: bool,
+    silent: u32,
+    last_answer: Instant,
+}
+
+/// A call under way. Dropped without an answer, it counts as silence.
+struct Call<'a> {
+    health: &'a Mutex<Health>,
+    sent: Instant,
+    answered: bool,
+}
+
+// === impl Connector ===
+
+impl Connector {
+    pub(super) fn new(client: Client) -> Self {
+        Self { client, state: Arc::default() }
+    }
+
+    /// The connection, new where there is none that works. An error means that nothing has been sent.
+    pub(super) async fn connection(&self) -> Result<Connection, RedisError> {
+        let connecting = {
+            let mut state = lock(&self.state);
+            if state.current.as_ref().is_some_and(Connection::is_condemned) {
+                state.current = None;
+            }
+            match (&state.current, &state.connecting, &state.failed) {
+                (Some(current), _, _) => return Ok(current.clone()),
+                (None, Some(connecting), _) => connecting.clone(),
+                (None, None, Some((error, until))) if Instant::now() < *until => return Err(error.clone()),
+                (None, None, _) => state.connecting.insert(self.connect()).clone(),
+            }
+        };
+        connecting.await
+    }
+
+    /// Starts to connect, in a task of its own: no caller's deadline can cut it short.
+    fn connect(&self) -> Connecting {
+        let client = self.client.clone();
+        let state = Arc::clone(&self.state);
+        let task = tokio::spawn(async move {
+            let config = AsyncConnectionConfig::new()
+                .set_connection_timeout(Some(CONNECT_TIMEOUT))
+                .set_response_timeout(Some(RESPONSE_TIMEOUT));
+            let connected = client.get_multiplexed_async_connection_with_config(&config);
+            let connected = match tokio::time::timeout(CONNECT_TIMEOUT, connected).await {
+                Ok(connected) => connected.map(Connection::new),
+                Err(_) => Err(RedisError::from((ErrorKind::Io, "connecting took too long"))),
+            };
+            lock(&state).connected(&connected);
+            connected
+        });
+        async move { task.await.unwrap_or_else(|_| Err(RedisError::from((ErrorKind::Client, "connecting failed")))) }
+            .boxed()
+            .shared()
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn connected(&mut self, connected: &Result<Connection, RedisError>) {
+        self.connecting = None;
+        match connected {
+            Ok(connection) => {
+                self.current = Some(connection.clone());
+                self.failed = None;
+                self.backoff = Duration::ZERO;
+            }
+            Err(error) => {
+                self.backoff = (self.backoff * 2).clamp(FIRST_BACKOFF, LAST_BACKOFF);
+                let pause = self.backoff.mul_f64(rand::random_range(0.5..1.0));
+                self.failed = Some((error.clone(), Instant::now() + pause));
+            }
+        }
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
+    fn new(inner: MultiplexedConnection) -> Self {
+        let health = Health { broken: false, silent: 0, last_answer: Instant::now() };
+        Self { inner, health: Arc::new(Mutex::new(health)) }
+    }
+
+    fn is_condemned(&self) -> bool {
+        let health = lock(&self.health);
+        health.broken || health.silent >= MAX_SILENT
+    }
+
+    pub(super) async fn query(&mut self, command: &Cmd) -> RedisResult<Value> {
+        let mut call = Call { health: &self.health, sent: Instant::now(), answered: false };
+        let result = command.query_async(&mut self.inner).await;
+        match &result {
+            Err(error) if !is_reply(error) => {
+                if !error.is_timeout() {
+                    lock(call.health).broken = true;
+                }
+            }
+            reply => call.answered(matches!(reply, Err(error) if is_from_replica(error))),
+        }
+        result
+    }
+}
+
+/// Whether the server itself said so. Everything else leaves open what it has done.
+pub(super) fn is_reply(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
+}
+
+/// Whether the server cannot write, and another may have taken its place.
+pub(super) fn is_from_replica(error: &RedisError) -> bool {
+    let kind = error.kind();
+    kind == ErrorKind::Server(ServerErrorKind::ReadOnly) || kind == ErrorKind::Server(ServerErrorKind::MasterDown)
+}
+
+// === impl Call ===
+
+impl Call<'_> {
+    fn answered(&mut self, by_replica: bool) {
+        self.answered = true;
+        let mut health = lock(self.health);
+        health.silent = 0;
+        health.last_answer = Instant::now();
+        health.broken |= by_replica;
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if !self.answered && self.sent.elapsed() >= SILENCE {
+            let mut health = lock(self.health);
+            if health.last_answer < self.sent {
+                health.silent += 1;
+            }
+        }
+    }
+}
+
+/// No step under these locks can panic halfway.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

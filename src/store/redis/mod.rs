@@ -1,0 +1,274 @@
+//! The store in Redis or Valkey, for services that run in more than one process.
+//!
+//! One binary string per key. A first delivery costs two commands, one to claim and one to complete; a duplicate of a
+//! finished delivery costs one. Who holds a lease is decided by the server's clock alone.
+//!
+//! What the store promises ends where the server's memory ends: a server that evicts keys, is emptied, or fails over to a
+//! replica that lacks the last writes may let an event run again. Run it with `maxmemory-policy noeviction` and with
+//! persistence.
+//!
+//! Least rights for an ACL user, with the default prefix:
+//! `~idempotency:* &idempotency:* +set +get +pttl +getrange +exists +pexpire +eval +evalsha +publish`.
+
+mod connection;
+mod layout;
+mod script;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::io::tcp::TcpSettings;
+use redis::{Client, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value};
+
+use self::connection::{Connection, Connector};
+use self::layout::{Corrupt, Phase, millis};
+use self::script::Script;
+use super::{Claim, Claimed, Entry, Forgotten, Hold, State, Store, StoreError};
+use crate::key::Key;
+
+const PREFIX: &str = "idempotency";
+
+/// Claims and records in Redis (6.2 and later) or Valkey. Cheap to clone; clones share one connection.
+#[derive(Clone, Debug)]
+pub struct RedisStore {
+    connector: Arc<Connector>,
+    prefix: Arc<str>,
+    /// The server is older than 7.0: it has no `SET` with both `NX` and `GET`, and its scripts have no flags.
+    before_7: Arc<AtomicBool>,
+}
+
+/// The text is not the URL of a Redis server.
+#[derive(Debug)]
+pub struct InvalidUrl(RedisError);
+
+/// The server answered in a way that none of its commands can.
+#[derive(Debug)]
+struct UnexpectedAnswer;
+
+impl RedisStore {
+    /// A store at a URL such as `redis://user:password@host:6379/0` or `redis+unix:///run/redis.sock`.
+    ///
+    /// Nothing is connected before the first call: a server that is down at start refuses requests, not the start.
+    ///
+    /// # Errors
+    ///
+    /// If `url` is not the URL of a Redis server.
+    pub fn new(url: &str) -> Result<Self, InvalidUrl> {
+        let client = Client::open(url).map_err(InvalidUrl)?;
+        let nodelay = TcpSettings::default().set_nodelay(true);
+        let info = client.get_connection_info().clone().set_tcp_settings(nodelay);
+        let client = Client::open(info).map_err(InvalidUrl)?;
+        Ok(Self { connector: Arc::new(Connector::new(client)), prefix: PREFIX.into(), before_7: Arc::default() })
+    }
+
+    /// What the names of all keys begin with, before a colon. Default: `idempotency`.
+    #[must_use]
+    pub fn prefix(mut self, prefix: &str) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// The key's name in Redis. The braces let other keys share its cluster slot.
+    fn name(&self, key: &Key) -> String {
+        format!("{}:{{{key}}}", self.prefix)
+    }
+
+    async fn connection(&self) -> Result<Connection, StoreError> {
+        self.connector.connection().await.map_err(StoreError::refused)
+    }
+
+    /// `SET NX GET`: nothing where the key was absent and is now the claim's, else what stands there.
+    async fn set(&self, connection: &mut Connection, name: &str, running: &[u8], life: u64) -> RedisResult<Value> {
+        if !self.before_7.load(Ordering::Relaxed) {
+            let mut set = redis::cmd("SET");
+            set.arg(name).arg(running).arg("NX").arg("GET").arg("PX").arg(life);
+            match connection.query(&set).await {
+                Err(error) if is_syntax_error(&error) => self.before_7.store(true, Ordering::Relaxed),
+                answer => return answer,
+            }
+        }
+        script::CLAIM.call(connection, name, &[running, life.to_string().as_bytes()]).await
+    }
+
+    async fn take_over(&self, key: &Key, claim: &Claim, connection: &mut Connection) -> Result<Claimed, StoreError> {
+        let running = layout::encode(claim, Phase::Running, 1, &[]);
+        let lease = millis(claim.lease);
+        let life = (lease + millis(claim.retention)).to_string();
+        let refuse_other: &[u8] = if claim.refuse_other { b"1" } else { b"0" };
+        let args = [&running[..], life.as_bytes(), &lease.to_string().into_bytes(), refuse_other];
+        let answer = script::TAKEOVER.call(connection, &self.name(key), &args).await.map_err(store_error)?;
+        let mut answer = answer.into_sequence().unwrap_or_default().into_iter();
+        let verdict = answer.next().ok_or_else(unexpected)?;
+        match text(&verdict)? {
+            b"acquired" => Ok(Claimed::Acquired { attempt: number(answer.next())? }),
+            b"done" => judge(bytes(answer.next())?, claim)?.ok_or_else(unexpected),
+            b"mismatch" => Ok(Claimed::Mismatch),
+            b"running" => {
+                let held = layout::decode(bytes(answer.next())?).map_err(StoreError::refused)?;
+                let lease_left = Duration::from_millis(number(answer.next())?);
+                Ok(Claimed::Running { fingerprint: held.fingerprint, lease_left })
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn step(&self, script: &Script, key: &Key, args: &[&[u8]]) -> Result<Hold, StoreError> {
+        let mut connection = self.connection().await?;
+        match script.call(&mut connection, &self.name(key), args).await.map_err(store_error)? {
+            Value::Int(1) => Ok(Hold::Held),
+            Value::Int(0) => Ok(Hold::Lost),
+            _ => Err(unexpected()),
+        }
+    }
+
+    fn variant<'a>(&self, scripts: &'a [std::sync::LazyLock<Script>; 2]) -> &'a Script {
+        &scripts[usize::from(self.before_7.load(Ordering::Relaxed))]
+    }
+}
+
+impl Store for RedisStore {
+    async fn claim(&self, key: &Key, claim: &Claim) -> Result<Claimed, StoreError> {
+        let mut connection = self.connection().await?;
+        let running = layout::encode(claim, Phase::Running, 1, &[]);
+        let life = millis(claim.lease) + millis(claim.retention);
+        let found = self.set(&mut connection, &self.name(key), &running, life).await.map_err(store_error)?;
+        if found == Value::Nil {
+            return Ok(Claimed::Acquired { attempt: 1 });
+        }
+        match judge(bytes(Some(found))?, claim)? {
+            Some(answer) => Ok(answer),
+            None => self.take_over(key, claim, &mut connection).await,
+        }
+    }
+
+    async fn renew(&self, key: &Key, claim: &Claim) -> Result<Hold, StoreError> {
+        let running = layout::encode(claim, Phase::Running, claim.attempt, &[]);
+        let life = (millis(claim.lease) + millis(claim.retention)).to_string();
+        self.step(&script::RENEW, key, &[&running, life.as_bytes()]).await
+    }
+
+    async fn complete(&self, key: &Key, claim: &Claim, record: Bytes) -> Result<Hold, StoreError> {
+        let done = layout::encode(claim, Phase::Done, claim.attempt, &record);
+        let life = millis(claim.retention).to_string();
+        self.step(self.variant(&script::COMPLETE), key, &[&done, life.as_bytes()]).await
+    }
+
+    async fn release(&self, key: &Key, claim: &Claim, remember: Duration) -> Result<Hold, StoreError> {
+        let free = layout::encode(claim, Phase::Free, claim.attempt, &[]);
+        let (life, lease) = (millis(remember).to_string(), millis(claim.lease).to_string());
+        self.step(self.variant(&script::RELEASE), key, &[&free, life.as_bytes(), lease.as_bytes()]).await
+    }
+
+    async fn lookup(&self, key: &Key) -> Result<Option<Entry>, StoreError> {
+        let mut connection = self.connection().await?;
+        let name = self.name(key);
+        let value = connection.query(redis::cmd("GET").arg(&name)).await.map_err(store_error)?;
+        let ttl = connection.query(redis::cmd("PTTL").arg(&name)).await.map_err(store_error)?;
+        if value == Value::Nil {
+            return Ok(None);
+        }
+        let value = layout::decode(bytes(Some(value))?).map_err(StoreError::refused)?;
+        let state = match value.phase {
+            Phase::Done => State::Done(value.record),
+            Phase::Free => State::Free,
+            Phase::Running => State::Running,
+        };
+        // Negative where the key has gone in between, or has no end.
+        let expires_in = Duration::from_millis(u64::try_from(number::<i64>(Some(ttl))?).unwrap_or(0));
+        Ok(Some(Entry::new(state, value.attempt, value.fingerprint, expires_in)))
+    }
+
+    async fn forget(&self, key: &Key, force: bool) -> Result<Forgotten, StoreError> {
+        let mut connection = self.connection().await?;
+        let force: &[u8] = if force { b"1" } else { b"0" };
+        let answer = script::FORGET.call(&mut connection, &self.name(key), &[force]).await.map_err(store_error)?;
+        match text(&answer)? {
+            b"absent" => Ok(Forgotten::Absent),
+            b"forgotten" => Ok(Forgotten::Forgotten),
+            b"running" => Ok(Forgotten::Running),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn changed(&self, _: &Key) {
+        // No hint yet: whoever waits polls.
+        std::future::pending().await
+    }
+}
+
+/// What a value that was found means for a claim; `None` where the server's clock has to decide.
+fn judge(value: Bytes, claim: &Claim) -> Result<Option<Claimed>, StoreError> {
+    let value = layout::decode(value).map_err(StoreError::refused)?;
+    let fingerprint = value.fingerprint;
+    let mine = value.id == *claim.id.as_bytes();
+    Ok(match value.phase {
+        Phase::Running if mine => Some(Claimed::Acquired { attempt: value.attempt }),
+        _ if claim.refuse_other && fingerprint != claim.fingerprint => Some(Claimed::Mismatch),
+        Phase::Done => Some(Claimed::Done { fingerprint, record: value.record }),
+        Phase::Free if mine => Some(Claimed::Running { fingerprint, lease_left: Duration::ZERO }),
+        Phase::Free | Phase::Running => None,
+    })
+}
+
+/// An error reply says that nothing was done; anything else leaves it open.
+fn store_error(error: RedisError) -> StoreError {
+    if connection::is_reply(&error) && !connection::is_from_replica(&error) {
+        StoreError::refused(error)
+    } else {
+        StoreError::unknown(error)
+    }
+}
+
+fn is_syntax_error(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
+        && error.detail().is_some_and(|detail| detail.contains("syntax error"))
+}
+
+fn unexpected() -> StoreError {
+    StoreError::refused(UnexpectedAnswer)
+}
+
+fn bytes(value: Option<Value>) -> Result<Bytes, StoreError> {
+    match value {
+        Some(Value::BulkString(bytes)) => Ok(bytes.into()),
+        _ => Err(StoreError::refused(Corrupt)),
+    }
+}
+
+fn text(value: &Value) -> Result<&[u8], StoreError> {
+    match value {
+        Value::BulkString(text) => Ok(text),
+        _ => Err(unexpected()),
+    }
+}
+
+fn number<T: FromRedisValue>(value: Option<Value>) -> Result<T, StoreError> {
+    let number = value.and_then(|value| T::from_redis_value(value).ok());
+    number.ok_or_else(unexpected)
+}
+
+// === impl InvalidUrl ===
+
+impl std::fmt::Display for InvalidUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("not the URL of a Redis server")
+    }
+}
+
+impl std::error::Error for InvalidUrl {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+// === impl UnexpectedAnswer ===
+
+impl std::fmt::Display for UnexpectedAnswer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the server answered in a way that this version does not understand")
+    }
+}
+
+impl std::error::Error for UnexpectedAnswer {}

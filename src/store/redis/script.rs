@@ -1,0 +1,59 @@
+//! The scripts, and how they are called: by hash, and in full where the server does not know them.
+
+use std::sync::LazyLock;
+
+use redis::{Cmd, ErrorKind, RedisResult, ServerErrorKind, Value};
+
+use super::connection::Connection;
+
+/// One atomic step on one key.
+#[derive(Debug)]
+pub(super) struct Script {
+    code: &'static str,
+    hash: String,
+}
+
+macro_rules! script {
+    ($shebang:literal, $file:literal) => {
+        LazyLock::new(|| Script::new(concat!($shebang, include_str!("head.lua"), include_str!($file))))
+    };
+}
+
+/// Finished work is stored even where the server is out of memory and refuses new claims.
+macro_rules! allow_oom {
+    ($file:literal) => {
+        [script!("#!lua flags=allow-oom\n", $file), script!("", $file)]
+    };
+}
+
+pub(super) static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("claim.lua")));
+pub(super) static TAKEOVER: LazyLock<Script> = script!("", "takeover.lua");
+pub(super) static RENEW: LazyLock<Script> = script!("", "renew.lua");
+pub(super) static FORGET: LazyLock<Script> = script!("", "forget.lua");
+/// For servers from 7.0, and for those before, which know no flags.
+pub(super) static COMPLETE: [LazyLock<Script>; 2] = allow_oom!("complete.lua");
+/// For servers from 7.0, and for those before, which know no flags.
+pub(super) static RELEASE: [LazyLock<Script>; 2] = allow_oom!("release.lua");
+
+impl Script {
+    fn new(code: &'static str) -> Self {
+        Self { code, hash: redis::Script::new(code).get_hash().to_owned() }
+    }
+
+    /// Calls the script on one key. `NOSCRIPT` is answered by sending the code, which loads it on the one node that
+    /// lacks it.
+    pub(super) async fn call(&self, connection: &mut Connection, key: &str, args: &[&[u8]]) -> RedisResult<Value> {
+        match connection.query(&command("EVALSHA", &self.hash, key, args)).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                connection.query(&command("EVAL", self.code, key, args)).await
+            }
+            answer => answer,
+        }
+    }
+}
+
+fn command(name: &str, script: &str, key: &str, args: &[&[u8]]) -> Cmd {
+    let mut command = redis::cmd(name);
+    command.arg(script).arg(1).arg(key).arg(args);
+    command
+}
