@@ -1,0 +1,115 @@
+//! What the handler sees of its attempt.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::key::Key;
+use crate::store::{MAX_DURATION, MIN_DURATION};
+
+/// The attempt a handler runs in. It stands in the extensions of every request that runs under a claim, and in no other.
+///
+/// ```
+/// use std::time::Duration;
+/// use http::{Request, Response};
+/// use tower_idempotency::Attempt;
+///
+/// async fn handler(request: Request<String>) -> Response<String> {
+///     if let Some(attempt) = request.extensions().get::<Attempt>() {
+///         // The key of this event, for a call downstream that knows idempotency keys too.
+///         let downstream_key = attempt.key().to_string();
+///         if attempt.is_retry() {
+///             // Look first whether an attempt before this one got as far as the effect.
+///         }
+///         attempt.keep_for(Duration::from_secs(7 * 24 * 60 * 60));
+///     }
+///     Response::new("done".to_owned())
+/// }
+/// # let _ = handler;
+/// ```
+#[derive(Clone)]
+pub struct Attempt {
+    key: Key,
+    number: u32,
+    lost: watch::Receiver<bool>,
+    steering: Arc<Mutex<Steering>>,
+}
+
+/// What the handler wants done with its outcome.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Steering {
+    pub(crate) already_applied: bool,
+    pub(crate) dont_keep: bool,
+    pub(crate) keep_for: Option<Duration>,
+}
+
+impl Attempt {
+    pub(crate) fn new(key: Key, number: u32, lost: watch::Receiver<bool>) -> Self {
+        Self { key, number, lost, steering: Arc::default() }
+    }
+
+    /// The event, as the store knows it: the same for every delivery, and fit to be the idempotency key of a call
+    /// downstream.
+    #[must_use]
+    pub const fn key(&self) -> Key {
+        self.key
+    }
+
+    /// Which run of the inner service for this key it is: 1, 2, 3 … as long as the store remembers the key.
+    #[must_use]
+    pub const fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Whether an attempt before this one ended without an outcome that is kept. It may have made its effect all the same.
+    #[must_use]
+    pub const fn is_retry(&self) -> bool {
+        self.number > 1
+    }
+
+    /// Resolves when this attempt is told that it lost its claim: another runs, or has run, in its place. If it never is,
+    /// the future never resolves.
+    ///
+    /// It is a chance to stop early, not a fence: a process that was paused learns of it too late. An effect that must not
+    /// be made twice belongs in one transaction with a row that says so.
+    pub async fn lost(&self) {
+        let mut lost = self.lost.clone();
+        if lost.wait_for(|lost| *lost).await.is_err() {
+            // The attempt has ended without losing.
+            std::future::pending().await
+        }
+    }
+
+    /// Keeps the outcome for that long instead of the layer's retention, if it is one that is kept. Brought to between 1 ms
+    /// and 366 days.
+    pub fn keep_for(&self, retention: Duration) {
+        self.steer(|steering| steering.keep_for = Some(retention.clamp(MIN_DURATION, MAX_DURATION)));
+    }
+
+    /// Does not keep the outcome, whatever it is: the next delivery runs. The response says `Idempotency-Stored: false`.
+    pub fn dont_keep(&self) {
+        self.steer(|steering| steering.dont_keep = true);
+    }
+
+    /// An earlier attempt had made the effect. Whatever the handler returns, the key is completed without a body, and the
+    /// answer is that to a duplicate of an outcome not retained: 200 for a webhook, 409 for an api.
+    pub fn already_applied(&self) {
+        self.steer(|steering| steering.already_applied = true);
+    }
+
+    pub(crate) fn steering(&self) -> Steering {
+        *self.steering.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn steer(&self, set: impl FnOnce(&mut Steering)) {
+        set(&mut self.steering.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl fmt::Debug for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attempt").field("key", &self.key).field("number", &self.number).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,232 @@
+//! A claim as this process holds it: asked for, renewed, completed, given back.
+//!
+//! A call without an answer may have taken effect. So a claim is asked for again under the same id, a completion is
+//! pursued, and a claim that nobody waits for any more is released behind it, in the background.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::fingerprint::Fingerprint;
+use crate::key::Key;
+use crate::ledger::{Ledger, bounded_by};
+use crate::store::erased::StoreFuture;
+use crate::store::{Claim, Claimed, Hold, StoreError};
+use crate::telemetry;
+
+/// How often a claim is sent, at most.
+const MAX_SENDINGS: u32 = 3;
+
+/// The pauses between two sendings of a step, before jitter.
+const FIRST_BACKOFF: Duration = Duration::from_millis(10);
+const LAST_BACKOFF: Duration = Duration::from_secs(1);
+
+/// A claim that this process has, or may have.
+pub(crate) struct Lease {
+    ledger: Ledger,
+    key: Key,
+    claim: Claim,
+    renew_at: Mutex<Instant>,
+    /// The inner service has not been called: dropped now, the claim is released in the background.
+    adrift: AtomicBool,
+}
+
+/// What came of asking for a claim: what the store answered, and the lease where it is ours.
+pub(crate) enum Asked {
+    Acquired(Lease),
+    Done { fingerprint: Option<Fingerprint>, record: Bytes },
+    Mismatch,
+    Running { fingerprint: Option<Fingerprint>, lease_left: Duration },
+}
+
+/// Why a lease is not renewed any more.
+pub(crate) enum Ended {
+    /// It was told that it lost.
+    Lost,
+    /// It has been renewed for as long as it may.
+    Overdue,
+}
+
+/// What came of a pursuit.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Pursued {
+    Held,
+    Lost,
+    /// The ceiling was reached first.
+    Unanswered,
+}
+
+impl Lease {
+    /// Asks for the claim, up to three times and within less than twice the store's timeout.
+    pub(crate) async fn ask(ledger: &Ledger, key: Key, claim: Claim) -> Result<Asked, StoreError> {
+        let timeout = ledger.call_timeout();
+        let started = Instant::now();
+        let budget = timeout * 9 / 5;
+        let mut lease =
+            Self { ledger: ledger.clone(), key, claim, renew_at: Mutex::new(started), adrift: AtomicBool::new(true) };
+        let mut backoff = Backoff::new();
+        for sending in 1.. {
+            let left = budget.saturating_sub(started.elapsed()).min(timeout);
+            let claimed = bounded_by(left, ledger.store().claim(&lease.key, &lease.claim)).await;
+            // An earlier sending may still be on its way, whatever came of this one.
+            let settled = sending == 1;
+            let error = match claimed {
+                Ok(Claimed::Acquired { attempt }) => {
+                    lease.claim.attempt = attempt;
+                    // The lease counts from the first sending, which may have been the one that took effect.
+                    let first = if settled { lease.interval() } else { Duration::ZERO };
+                    lease.renew_at = Mutex::new(started + first);
+                    return Ok(Asked::Acquired(lease));
+                }
+                Ok(Claimed::Done { fingerprint, record }) => {
+                    lease.adrift = AtomicBool::new(!settled);
+                    return Ok(Asked::Done { fingerprint, record });
+                }
+                Ok(Claimed::Mismatch) => {
+                    lease.adrift = AtomicBool::new(!settled);
+                    return Ok(Asked::Mismatch);
+                }
+                Ok(Claimed::Running { fingerprint, lease_left }) => {
+                    lease.adrift = AtomicBool::new(!settled);
+                    return Ok(Asked::Running { fingerprint, lease_left });
+                }
+                Err(error) => error,
+            };
+            telemetry::store_error("claim", &lease.key, &error);
+            if error.is_definite() {
+                lease.adrift = AtomicBool::new(!settled);
+                return Err(error);
+            }
+            let pause = backoff.next();
+            if sending == MAX_SENDINGS || started.elapsed() + pause >= budget {
+                return Err(error);
+            }
+            sleep(pause).await;
+        }
+        unreachable!("the last sending returns")
+    }
+
+    /// From here on the attempt sees the claim through.
+    pub(crate) fn begin(&self) {
+        self.adrift.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn number(&self) -> u32 {
+        self.claim.attempt
+    }
+
+    pub(crate) fn key(&self) -> Key {
+        self.key
+    }
+
+    pub(crate) fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Renews the lease until it is lost, or until `deadline`.
+    pub(crate) async fn keep(&self, deadline: Instant) -> Ended {
+        loop {
+            let renew_at = *self.renew_at.lock().unwrap_or_else(PoisonError::into_inner);
+            sleep_until(renew_at.min(deadline)).await;
+            let sent = Instant::now();
+            if sent >= deadline {
+                return Ended::Overdue;
+            }
+            let next = match self.ledger.bounded(self.ledger.store().renew(&self.key, &self.claim)).await {
+                Ok(Hold::Held) => sent + self.interval(),
+                Ok(Hold::Lost) => return Ended::Lost,
+                Err(error) => {
+                    telemetry::store_error("renew", &self.key, &error);
+                    Instant::now() + jittered((self.claim.lease / 10).min(LAST_BACKOFF))
+                }
+            };
+            *self.renew_at.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        }
+    }
+
+    /// Completes the claim, again and again up to the ceiling.
+    pub(crate) async fn complete(&self, record: &Bytes, retention: Duration, ceiling: Duration) -> Pursued {
+        let claim = Claim { retention, ..self.claim.clone() };
+        let complete = || self.ledger.store().complete(&self.key, &claim, record.clone());
+        self.pursue("complete", ceiling, complete).await
+    }
+
+    /// Gives the claim back, again and again as long as it could be alive.
+    pub(crate) async fn release(&self, remember: Duration) -> Pursued {
+        let release = || self.ledger.store().release(&self.key, &self.claim, remember);
+        self.pursue("release", self.claim.lease, release).await
+    }
+
+    async fn pursue<'a>(
+        &self,
+        name: &'static str,
+        ceiling: Duration,
+        call: impl Fn() -> StoreFuture<'a, Hold>,
+    ) -> Pursued {
+        let deadline = Instant::now() + ceiling;
+        let mut backoff = Backoff::new();
+        loop {
+            match self.ledger.bounded(call()).await {
+                Ok(Hold::Held) => return Pursued::Held,
+                Ok(Hold::Lost) => return Pursued::Lost,
+                Err(error) => telemetry::store_error(name, &self.key, &error),
+            }
+            let pause = backoff.next();
+            if Instant::now() + pause >= deadline {
+                return Pursued::Unanswered;
+            }
+            sleep(pause).await;
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        // Two renewals may go wrong before the lease is over. Not below a millisecond, or it would spin.
+        jittered(self.claim.lease / 3).max(Duration::from_millis(1))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !*self.adrift.get_mut() || Handle::try_current().is_err() {
+            return;
+        }
+        // Beyond the bound the lease is left to run out.
+        let Some(ticket) = self.ledger.given_up() else { return };
+        // Without a number it counts as never having run.
+        let claim = Claim { attempt: 0, ..self.claim.clone() };
+        let renew_at = Mutex::new(Instant::now());
+        let given_up =
+            Self { ledger: self.ledger.clone(), key: self.key, claim, renew_at, adrift: AtomicBool::new(false) };
+        self.ledger.tasks().spawn(async move {
+            given_up.release(given_up.claim.lease).await;
+            drop(ticket);
+        });
+    }
+}
+
+/// Pauses that double, with jitter of this process's own, so that many do not come back in step.
+struct Backoff(Duration);
+
+impl Backoff {
+    fn new() -> Self {
+        Self(FIRST_BACKOFF)
+    }
+
+    fn next(&mut self) -> Duration {
+        let pause = jittered(self.0);
+        self.0 = (self.0 * 2).min(LAST_BACKOFF);
+        pause
+    }
+}
+
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::random_range(0.75..1.0))
+}

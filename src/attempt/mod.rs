@@ -1,0 +1,380 @@
+//! One run of the inner service for a key.
+//!
+//! It runs in a task of its own: a client that hangs up changes nothing. The task renews the lease, runs the inner
+//! service, stores what came of it, and only then answers.
+
+mod handle;
+mod lease;
+mod stream;
+
+use std::any::Any;
+use std::future::{pending, poll_fn};
+use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::header::HeaderValue;
+use http::{HeaderMap, Request, Response, response};
+use http_body::Body;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout};
+use tower::{BoxError, Service};
+use tracing::Instrument as _;
+
+pub use self::handle::Attempt;
+pub(crate) use self::lease::{Asked, Lease};
+use self::lease::{Ended, Pursued};
+use crate::body::{Collector, Failed, Filled, RequestBody, ResponseBody};
+use crate::flight::{Landing, Lead};
+use crate::ledger::Ticket;
+use crate::policy::{Contract, Policy, is_endless};
+use crate::record::{IDEMPOTENCY_STORED, Record};
+use crate::rejection::Rejection;
+use crate::store::State;
+use crate::telemetry::{Executed, Outcome, Report};
+
+/// An attempt, with all that it holds until it ends.
+pub(crate) struct Run {
+    policy: Arc<Policy>,
+    lease: Lease,
+    /// Until the attempt has lost, is overdue, or has ended.
+    lead: Mutex<Option<Lead>>,
+    lost: watch::Sender<bool>,
+    handle: Attempt,
+    /// Whether the request body, where it is streamed through, has failed.
+    request_failed: Failed,
+    overdue: Instant,
+    _ticket: Ticket,
+}
+
+/// Who is to be answered.
+struct Client<R, E> {
+    reply: Option<oneshot::Sender<Reply<R, E>>>,
+    report: Report,
+}
+
+#[allow(clippy::large_enum_variant, reason = "there is one per attempt, and it is moved once")]
+enum Reply<R, E> {
+    Error(E),
+    Panic(Box<dyn Any + Send>),
+    Response(Response<ResponseBody<R>>),
+}
+
+/// What came of the inner service.
+enum Ran<R, E> {
+    AlreadyApplied(response::Parts),
+    BodyFailed(response::Parts, Bytes, BoxError),
+    /// A response that declares that it does not end.
+    Endless(response::Parts, R),
+    Error(E),
+    NotReady,
+    /// Too large or too slow to be kept: what has been read, and the rest.
+    Streaming(response::Parts, Bytes, Pin<Box<R>>),
+    Unkept(response::Parts, R),
+    Whole(response::Parts, Bytes, Option<HeaderMap>),
+}
+
+// === impl Run ===
+
+impl Run {
+    pub(crate) fn new(policy: Arc<Policy>, lease: Lease, lead: Lead, request_failed: Failed, ticket: Ticket) -> Self {
+        lead.running(lease.claim().fingerprint);
+        let (lost, was_lost) = watch::channel(false);
+        Self {
+            handle: Attempt::new(lease.key(), lease.number(), was_lost),
+            overdue: Instant::now() + policy.max_attempt,
+            policy,
+            lease,
+            lead: Mutex::new(Some(lead)),
+            lost,
+            request_failed,
+            _ticket: ticket,
+        }
+    }
+
+    /// Runs in a task, in the caller's span, and waits for what it answers. Who stops waiting stops nothing.
+    pub(crate) async fn start<S, B, R>(
+        self,
+        inner: S,
+        mut request: Request<RequestBody<B>>,
+        mut report: Report,
+    ) -> Result<Response<ResponseBody<R>>, S::Error>
+    where
+        S: Service<Request<RequestBody<B>>, Response = Response<R>> + Send + 'static,
+        S::Error: Send + 'static,
+        S::Future: Send + 'static,
+        B: Send + 'static,
+        R: Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        report.attempt(self.handle.number());
+        request.extensions_mut().insert(self.handle.clone());
+        let (reply, replied) = oneshot::channel();
+        let client = Client { reply: Some(reply), report };
+        let policy = Arc::clone(&self.policy);
+        let tasks = self.lease.ledger().tasks().clone();
+        tasks.spawn(async move { self.run(inner, request, client).await }.in_current_span());
+        match replied.await {
+            Ok(Reply::Response(response)) => Ok(response),
+            Ok(Reply::Error(error)) => Err(error),
+            Ok(Reply::Panic(panic)) => resume_unwind(panic),
+            // The runtime is ending, and the attempt with it.
+            Err(_) => Ok(policy.refuse(Rejection::ShuttingDown)),
+        }
+    }
+
+    async fn run<S, B, R>(&self, inner: S, request: Request<RequestBody<B>>, client: Client<R, S::Error>)
+    where
+        S: Service<Request<RequestBody<B>>, Response = Response<R>>,
+        R: Body<Data = Bytes>,
+        R::Error: Into<BoxError>,
+    {
+        let ran = AssertUnwindSafe(self.call(inner, request)).catch_unwind();
+        let retention = self.policy.retention;
+        match self.renewing(ran).await {
+            Err(panic) => self.release(retention, Some(Reply::Panic(panic)), client, Executed::Panicked).await,
+            Ok(Ran::Error(error)) => self.release(retention, Some(Reply::Error(error)), client, Executed::Error).await,
+            Ok(Ran::NotReady) => client.refuse(&self.policy, Rejection::InnerNotReady),
+            Ok(Ran::Unkept(head, body)) => {
+                let remember = self.policy.remembers(head.status);
+                let mut response = Response::from_parts(head, ResponseBody::inner(body));
+                if self.handle.steering().dont_keep {
+                    response = unstored(response);
+                }
+                self.release(remember, Some(Reply::Response(response)), client, Executed::Released).await;
+            }
+            Ok(Ran::BodyFailed(head, data, error)) => {
+                let reply = Reply::Response(Response::from_parts(head, ResponseBody::broken_off(data, error)));
+                self.release(retention, Some(reply), client, Executed::FailedBody).await;
+            }
+            Ok(Ran::Whole(head, body, trailers)) => {
+                let record = Record::kept(&head, body.clone(), trailers.clone());
+                let response = Response::from_parts(head, ResponseBody::buffered(body, trailers));
+                self.complete(record, response, client, Executed::Kept).await;
+            }
+            Ok(Ran::AlreadyApplied(head)) => {
+                let record = Record::tombstone(&head);
+                let response = record.replay(self.policy.replay).unwrap_or_else(|refusal| self.policy.refuse(refusal));
+                self.complete(record, response, client, Executed::AlreadyApplied).await;
+            }
+            Ok(Ran::Endless(head, body)) => {
+                let record = Record::tombstone(&head);
+                let response = unstored(Response::from_parts(head, ResponseBody::inner(body)));
+                self.complete(record, response, client, Executed::Tombstone).await;
+            }
+            Ok(Ran::Streaming(head, data, rest)) => self.stream(head, data, rest, client).await,
+        }
+    }
+
+    /// Runs the inner service and reads its response as far as it may be kept.
+    async fn call<S, B, R>(&self, mut inner: S, request: Request<RequestBody<B>>) -> Ran<R, S::Error>
+    where
+        S: Service<Request<RequestBody<B>>, Response = Response<R>>,
+        R: Body<Data = Bytes>,
+        R::Error: Into<BoxError>,
+    {
+        match timeout(self.policy.ready_timeout, poll_fn(|cx| inner.poll_ready(cx))).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Ran::Error(error),
+            // The lease is still adrift: given up without having run, it is not counted.
+            Err(_) => return Ran::NotReady,
+        }
+        self.lease.begin();
+        let (head, body) = match inner.call(request).await {
+            Ok(response) => response.into_parts(),
+            Err(error) => return Ran::Error(error),
+        };
+        let steering = self.handle.steering();
+        if steering.already_applied {
+            return Ran::AlreadyApplied(head);
+        }
+        if steering.dont_keep || self.request_failed.is_set() || !(self.policy.keeps)(head.status) {
+            return Ran::Unkept(head, body);
+        }
+        if is_endless(&head) {
+            return Ran::Endless(head, body);
+        }
+        let mut collector = Collector::new(body, self.policy.max_kept_body);
+        match timeout(self.policy.kept_body_timeout, collector.fill()).await {
+            Ok(Ok(Filled::Whole)) => {
+                let (data, trailers, _) = collector.into_parts();
+                Ran::Whole(head, data, trailers)
+            }
+            Ok(Ok(Filled::OverCap)) | Err(_) => {
+                let (data, _, rest) = collector.into_parts();
+                Ran::Streaming(head, data, rest)
+            }
+            Ok(Err(error)) => Ran::BodyFailed(head, collector.into_parts().0, error.into()),
+        }
+    }
+
+    /// Does the work with the lease renewed beside it.
+    async fn renewing<T>(&self, work: impl Future<Output = T>) -> T {
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = async { self.keep_until(self.overdue).await; pending().await } => unreachable!("it stays pending"),
+        }
+    }
+
+    /// Renews the lease, and returns when it is lost.
+    async fn keep_until(&self, deadline: Instant) {
+        match self.lease.keep(deadline).await {
+            Ended::Lost => {
+                self.lost.send_replace(true);
+                self.step_down();
+            }
+            Ended::Overdue => {
+                self.step_down();
+                pending().await
+            }
+        }
+    }
+
+    /// Stores the outcome, then answers.
+    async fn complete<R, E>(
+        &self,
+        record: Record,
+        response: Response<ResponseBody<R>>,
+        mut client: Client<R, E>,
+        executed: Executed,
+    ) {
+        let stored = self.settle(record, async |pursued| {
+            client.reply(Reply::Response(match pursued {
+                Pursued::Held => response,
+                Pursued::Lost => self.of_the_winner(response).await,
+                Pursued::Unanswered => unstored(response),
+            }));
+        });
+        let pursued = stored.await;
+        client.close(executed, pursued);
+    }
+
+    /// Pursues the completion. Tells what came of it, at the latest when the response may wait no longer.
+    async fn settle(&self, record: Record, tell: impl AsyncFnOnce(Pursued)) -> Pursued {
+        let bytes = record.encode();
+        let mut pursuit = pin!(self.pursue(&bytes));
+        let pursued = match timeout(self.policy.complete_wait, pursuit.as_mut()).await {
+            Ok(pursued) => {
+                self.end(pursued, record);
+                tell(pursued).await;
+                return pursued;
+            }
+            Err(_) => futures_util::join!(pursuit, tell(Pursued::Unanswered)).0,
+        };
+        self.end(pursued, record);
+        pursued
+    }
+
+    /// Completes the claim with the lease renewed beside it. Who was told that it lost does not complete any more.
+    async fn pursue(&self, record: &Bytes) -> Pursued {
+        if *self.lost.borrow() {
+            return Pursued::Lost;
+        }
+        let retention = self.handle.steering().keep_for.unwrap_or(self.policy.retention);
+        let ceiling = self.policy.complete_ceiling;
+        tokio::select! {
+            biased;
+            pursued = self.lease.complete(record, retention, ceiling) => pursued,
+            () = self.keep_until(Instant::now() + ceiling) => Pursued::Lost,
+        }
+    }
+
+    /// Gives the key back, then answers.
+    async fn release<R, E>(
+        &self,
+        remember: Duration,
+        reply: Option<Reply<R, E>>,
+        mut client: Client<R, E>,
+        executed: Executed,
+    ) {
+        self.lease.begin();
+        let mut release = pin!(self.lease.release(remember));
+        let released = timeout(self.lease.ledger().call_timeout(), release.as_mut()).await;
+        if let Some(reply) = reply {
+            client.reply(reply);
+        }
+        if released.is_err() {
+            release.await;
+        }
+        if let Some(lead) = self.take_lead() {
+            lead.failed();
+        }
+        client.close(executed, Pursued::Held);
+    }
+
+    /// What to answer when another attempt has taken the place of this one.
+    async fn of_the_winner<R>(&self, response: Response<ResponseBody<R>>) -> Response<ResponseBody<R>> {
+        let claim = self.lease.claim();
+        let record = match self.lease.ledger().lookup(&self.lease.key()).await {
+            Ok(Some(entry)) if claim.refuse_other && entry.fingerprint != claim.fingerprint => None,
+            Ok(Some(entry)) => match entry.state {
+                State::Done(record) => Record::decode(&record).ok(),
+                State::Free | State::Running => None,
+            },
+            Ok(None) | Err(_) => None,
+        };
+        match (record, self.policy.contract) {
+            (Some(record), _) => {
+                record.replay(self.policy.replay).unwrap_or_else(|refusal| self.policy.refuse(refusal))
+            }
+            (None, Contract::Webhook) => self.policy.refuse(Rejection::OutcomeUnknown),
+            (None, Contract::Api) => unstored(response),
+        }
+    }
+
+    /// Tells those who wait what came of the completion.
+    fn end(&self, pursued: Pursued, record: Record) {
+        match self.take_lead() {
+            Some(lead) if pursued == Pursued::Held => {
+                let fingerprint = self.lease.claim().fingerprint;
+                lead.land(Landing::Done { fingerprint, record: Arc::new(record) });
+            }
+            Some(lead) => lead.step_down(),
+            None => {}
+        }
+    }
+
+    fn step_down(&self) {
+        if let Some(lead) = self.take_lead() {
+            lead.step_down();
+        }
+    }
+
+    fn take_lead(&self) -> Option<Lead> {
+        self.lead.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Marks a response that a retry will not get again.
+fn unstored<R>(mut response: Response<ResponseBody<R>>) -> Response<ResponseBody<R>> {
+    response.headers_mut().insert(IDEMPOTENCY_STORED, HeaderValue::from_static("false"));
+    response
+}
+
+// === impl Client ===
+
+impl<R, E> Client<R, E> {
+    /// Answers, once. A client that has left misses nothing: its retry gets the outcome.
+    fn reply(&mut self, reply: Reply<R, E>) {
+        if let Some(sender) = self.reply.take() {
+            let _ = sender.send(reply);
+        }
+    }
+
+    fn refuse(mut self, policy: &Policy, refusal: Rejection) {
+        self.reply(Reply::Response(policy.refuse(refusal)));
+        self.report.close(Outcome::Refused(refusal));
+    }
+
+    fn close(self, executed: Executed, pursued: Pursued) {
+        self.report.close(Outcome::Executed(match pursued {
+            Pursued::Held => executed,
+            Pursued::Lost => Executed::Lost,
+            Pursued::Unanswered => Executed::Unstored,
+        }));
+    }
+}

@@ -1,0 +1,385 @@
+//! The bodies on both sides of the inner service, and capped collecting.
+//!
+//! Both are types of our own, which is what lets one layer serve axum, tonic and hyper.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use pin_project_lite::pin_project;
+use tokio::sync::mpsc;
+use tower::BoxError;
+
+pin_project! {
+    /// What the inner service gets to read: the caller's body as it comes, or what the layer has buffered of it.
+    #[derive(Debug)]
+    pub struct RequestBody<B> {
+        buffered: Buffered,
+        // The caller's body, where the layer has not touched it.
+        #[pin]
+        rest: Option<B>,
+        // What follows what is buffered, where that is not the whole.
+        started: Option<Pin<Box<B>>>,
+        // Set when the caller's body fails.
+        failed: Option<Failed>,
+    }
+}
+
+/// Whether a request body that is streamed through has failed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Failed(Arc<AtomicBool>);
+
+#[derive(Debug, Default)]
+struct Buffered {
+    data: Option<Bytes>,
+    trailers: Option<HeaderMap>,
+}
+
+pin_project! {
+    /// What the caller gets to read: the inner service's body as it comes, or what the layer answers in its place.
+    #[derive(Debug)]
+    pub struct ResponseBody<R> {
+        #[pin]
+        kind: ResponseKind<R>,
+    }
+}
+
+pin_project! {
+    #[project = ResponseKindProjection]
+    #[derive(Debug)]
+    enum ResponseKind<R> {
+        Inner { #[pin] body: R },
+        Buffered { buffered: Buffered },
+        Piped { pieces: mpsc::Receiver<Piece>, left: Option<u64>, ended: bool },
+    }
+}
+
+/// What comes out of the attempt that drives a body too slow or too large to be kept.
+#[derive(Debug)]
+pub(crate) enum Piece {
+    End,
+    Failed(BoxError),
+    Frame(Frame<Bytes>),
+}
+
+/// The attempt was given up before its body ended.
+#[derive(Debug)]
+struct Truncated;
+
+/// Collects a body up to a cap, and gives back what it has where that is not the whole.
+///
+/// Cancelling a call of [`Collector::fill`] loses nothing.
+#[derive(Debug)]
+pub(crate) struct Collector<B> {
+    body: Pin<Box<B>>,
+    data: Data,
+    trailers: Option<HeaderMap>,
+    cap: usize,
+}
+
+#[derive(Debug)]
+enum Data {
+    /// The usual body is one frame and is never copied.
+    One(Bytes),
+    Many(BytesMut),
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Filled {
+    OverCap,
+    Whole,
+}
+
+// === impl RequestBody ===
+
+impl<B> RequestBody<B> {
+    pub(crate) fn untouched(body: B) -> Self {
+        Self { buffered: Buffered::default(), rest: Some(body), started: None, failed: None }
+    }
+
+    pub(crate) fn watched(body: B, failed: Failed) -> Self {
+        Self { failed: Some(failed), ..Self::untouched(body) }
+    }
+
+    pub(crate) fn buffered(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+        Self { buffered: Buffered { data: Some(data), trailers }, rest: None, started: None, failed: None }
+    }
+
+    pub(crate) fn resumed(data: Bytes, started: Pin<Box<B>>) -> Self {
+        Self { started: Some(started), ..Self::buffered(data, None) }
+    }
+
+    fn unread(&self) -> Option<&B> {
+        self.rest.as_ref().or(self.started.as_deref())
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.project();
+        if let Some(frame) = this.buffered.next() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        let frame = match (this.rest.as_pin_mut(), this.started) {
+            (Some(rest), _) => ready!(rest.poll_frame(cx)),
+            (None, Some(started)) => ready!(started.as_mut().poll_frame(cx)),
+            (None, None) => None,
+        };
+        if let (Some(Err(_)), Some(failed)) = (&frame, this.failed) {
+            failed.0.store(true, Ordering::Release);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.buffered.is_empty() && self.unread().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.unread().map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
+        let here = self.buffered.len();
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper.saturating_add(here));
+        }
+        hint.set_lower(hint.lower().saturating_add(here));
+        hint
+    }
+}
+
+impl Failed {
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+// === impl ResponseBody ===
+
+impl<R> ResponseBody<R> {
+    pub(crate) fn inner(body: R) -> Self {
+        Self { kind: ResponseKind::Inner { body } }
+    }
+
+    pub(crate) fn buffered(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+        Self { kind: ResponseKind::Buffered { buffered: Buffered { data: Some(data), trailers } } }
+    }
+
+    /// What there was of a body that failed, and why.
+    pub(crate) fn broken_off(data: Bytes, error: BoxError) -> Self {
+        let (sender, pieces) = mpsc::channel(2);
+        // There is room for two.
+        let _ = sender.try_send(Piece::Frame(Frame::data(data)));
+        let _ = sender.try_send(Piece::Failed(error));
+        Self::piped(pieces, None)
+    }
+
+    /// `left` is the length of the body where it is known.
+    pub(crate) fn piped(pieces: mpsc::Receiver<Piece>, left: Option<u64>) -> Self {
+        Self { kind: ResponseKind::Piped { pieces, left, ended: false } }
+    }
+}
+
+impl<R> Body for ResponseBody<R>
+where
+    R: Body<Data = Bytes>,
+    R::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.project().kind.project() {
+            ResponseKindProjection::Inner { body } => {
+                body.poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
+            }
+            ResponseKindProjection::Buffered { buffered } => Poll::Ready(buffered.next().map(Ok)),
+            ResponseKindProjection::Piped { ended: true, .. } => Poll::Ready(None),
+            ResponseKindProjection::Piped { pieces, left, ended } => Poll::Ready(match ready!(pieces.poll_recv(cx)) {
+                Some(Piece::Frame(frame)) => {
+                    if let (Some(left), Some(data)) = (left, frame.data_ref()) {
+                        *left = left.saturating_sub(data.len() as u64);
+                    }
+                    Some(Ok(frame))
+                }
+                end => {
+                    *ended = true;
+                    match end {
+                        Some(Piece::Failed(error)) => Some(Err(error)),
+                        Some(Piece::End) => None,
+                        _ => Some(Err(Truncated.into())),
+                    }
+                }
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            ResponseKind::Inner { body } => body.is_end_stream(),
+            ResponseKind::Buffered { buffered } => buffered.is_empty(),
+            ResponseKind::Piped { ended, .. } => *ended,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            ResponseKind::Inner { body } => body.size_hint(),
+            // An exact length would be sent as `Content-Length`, which leaves no room for trailers in HTTP/1.1.
+            ResponseKind::Buffered { buffered } if buffered.trailers.is_some() => SizeHint::default(),
+            ResponseKind::Buffered { buffered } => SizeHint::with_exact(buffered.len()),
+            ResponseKind::Piped { left, .. } => left.map(SizeHint::with_exact).unwrap_or_default(),
+        }
+    }
+}
+
+// === impl Buffered ===
+
+impl Buffered {
+    fn next(&mut self) -> Option<Frame<Bytes>> {
+        let data = self.data.take().filter(|data| !data.is_empty()).map(Frame::data);
+        data.or_else(|| self.trailers.take().map(Frame::trailers))
+    }
+
+    fn len(&self) -> u64 {
+        self.data.as_ref().map_or(0, |data| data.len() as u64)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0 && self.trailers.is_none()
+    }
+}
+
+// === impl Truncated ===
+
+impl std::fmt::Display for Truncated {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the attempt ended before its response body")
+    }
+}
+
+impl std::error::Error for Truncated {}
+
+// === impl Collector ===
+
+impl<B: Body<Data = Bytes>> Collector<B> {
+    pub(crate) fn new(body: B, cap: usize) -> Self {
+        Self { body: Box::pin(body), data: Data::One(Bytes::new()), trailers: None, cap }
+    }
+
+    /// Reads to the end or past the cap. A body announced as too large is not read at all; the announcement is never
+    /// trusted for less.
+    pub(crate) async fn fill(&mut self) -> Result<Filled, B::Error> {
+        let announced = self.body.size_hint().lower();
+        if announced.saturating_add(self.len() as u64) > self.cap as u64 {
+            return Ok(Filled::OverCap);
+        }
+        while let Some(frame) = self.body.frame().await {
+            match frame?.into_data() {
+                Ok(data) => self.push(data),
+                Err(frame) => self.trailers = frame.into_trailers().ok(),
+            }
+            if self.len() > self.cap {
+                return Ok(Filled::OverCap);
+            }
+        }
+        Ok(Filled::Whole)
+    }
+
+    fn push(&mut self, more: Bytes) {
+        match &mut self.data {
+            _ if more.is_empty() => {}
+            Data::One(one) if one.is_empty() => *one = more,
+            Data::One(one) => {
+                let expected = usize::try_from(self.body.size_hint().lower()).unwrap_or(usize::MAX).min(self.cap);
+                let mut many = BytesMut::with_capacity((one.len() + more.len()).saturating_add(expected));
+                many.put_slice(one);
+                many.put_slice(&more);
+                self.data = Data::Many(many);
+            }
+            Data::Many(many) => many.put_slice(&more),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match &self.data {
+            Data::One(one) => one.len(),
+            Data::Many(many) => many.len(),
+        }
+    }
+
+    /// What has been collected, and what has not been read.
+    pub(crate) fn into_parts(self) -> (Bytes, Option<HeaderMap>, Pin<Box<B>>) {
+        let data = match self.data {
+            Data::One(one) => one,
+            Data::Many(many) => many.freeze(),
+        };
+        (data, self.trailers, self.body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body_util::{Full, StreamBody};
+
+    use super::*;
+
+    fn frames(frames: Vec<Frame<Bytes>>) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
+        StreamBody::new(futures_util::stream::iter(frames.into_iter().map(Ok)))
+    }
+
+    fn data(data: &'static str) -> Frame<Bytes> {
+        Frame::data(Bytes::from_static(data.as_bytes()))
+    }
+
+    #[tokio::test]
+    async fn a_body_is_collected_whole_with_its_trailers() {
+        let trailers = HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("1"))]);
+        let body = frames(vec![data("ab"), data(""), data("cd"), Frame::trailers(trailers.clone())]);
+        let mut collector = Collector::new(body, 4);
+        assert_eq!(collector.fill().await, Ok(Filled::Whole));
+        let (bytes, found, _) = collector.into_parts();
+        assert_eq!((&bytes[..], found), (&b"abcd"[..], Some(trailers)));
+    }
+
+    #[tokio::test]
+    async fn one_frame_is_not_copied() {
+        let bytes = Bytes::from(vec![7; 100]);
+        let mut collector = Collector::new(Full::new(bytes.clone()), 100);
+        assert_eq!(collector.fill().await, Ok(Filled::Whole));
+        assert_eq!(collector.into_parts().0.as_ptr(), bytes.as_ptr());
+    }
+
+    #[tokio::test]
+    async fn what_is_over_the_cap_is_given_back_whole() {
+        let mut collector = Collector::new(frames(vec![data("ab"), data("cd"), data("ef")]), 3);
+        assert_eq!(collector.fill().await, Ok(Filled::OverCap));
+        let (bytes, _, rest) = collector.into_parts();
+        let resumed = RequestBody::resumed(bytes, rest).collect().await.unwrap();
+        assert_eq!(resumed.to_bytes(), "abcdef");
+    }
+
+    #[tokio::test]
+    async fn a_body_announced_as_too_large_is_not_read() {
+        let mut collector = Collector::new(Full::new(Bytes::from_static(b"abcd")), 3);
+        assert_eq!(collector.fill().await, Ok(Filled::OverCap));
+        assert!(collector.into_parts().0.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_pipe_that_breaks_off_is_an_error_and_not_an_end() {
+        let (sender, pieces) = mpsc::channel(2);
+        sender.send(Piece::Frame(data("ab"))).await.unwrap();
+        drop(sender);
+        let body = ResponseBody::<Full<Bytes>>::piped(pieces, None);
+        assert!(body.collect().await.is_err());
+    }
+}

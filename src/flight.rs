@@ -1,0 +1,278 @@
+//! Duplicates of a running attempt: waiting, sharing, taking over.
+//!
+//! All requests of this process for one key share a [`Flight`]. One of them at a time has the lead: it alone speaks to
+//! the store, and its attempt keeps the lead while it runs. The others wait for what comes of it, or for the lead.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::fingerprint::Fingerprint;
+use crate::key::Key;
+use crate::ledger::{Gauge, Ledger, Ticket};
+use crate::record::Record;
+
+/// The pauses between two looks at a key that another process runs, before jitter.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_millis(250);
+
+/// How many attempts may fail before all that wait are refused: a failing handler is not run once for each of them.
+const MAX_FAILURES: u32 = 2;
+
+/// All flights of a ledger.
+#[derive(Default)]
+pub(crate) struct Flights(Mutex<HashMap<Key, Members>>);
+
+struct Members {
+    flight: Arc<Flight>,
+    count: usize,
+}
+
+/// What the requests of this process for one key share.
+struct Flight {
+    lead: Arc<tokio::sync::Mutex<Course>>,
+    news: watch::Sender<News>,
+    waiting: Arc<Gauge>,
+}
+
+/// What whoever leads hands on to the next.
+struct Course {
+    failures: u32,
+    pause: Duration,
+    next_look: Instant,
+}
+
+#[derive(Clone)]
+enum News {
+    Claiming,
+    Landed(Landing),
+    Running(Option<Fingerprint>),
+}
+
+/// How a flight ended for those who waited.
+#[derive(Clone)]
+pub(crate) enum Landing {
+    Done { fingerprint: Option<Fingerprint>, record: Arc<Record> },
+    Failed,
+    StoreUnavailable,
+}
+
+/// One request's place in a flight.
+pub(crate) struct Seat {
+    membership: Membership,
+    news: watch::Receiver<News>,
+    waiting: Option<(Ticket, Ticket)>,
+    fingerprint: Option<Fingerprint>,
+    refuse_other: bool,
+}
+
+/// The right to speak to the store about a key, one at a time in this process.
+pub(crate) struct Lead {
+    membership: Membership,
+    course: OwnedMutexGuard<Course>,
+}
+
+/// A flight is there as long as somebody is on it.
+struct Membership {
+    ledger: Ledger,
+    key: Key,
+    flight: Arc<Flight>,
+}
+
+/// What comes of taking part.
+pub(crate) enum Turn {
+    Full,
+    Landed(Landing),
+    Lead(Lead),
+    Mismatch,
+    OutOfPatience,
+}
+
+// === impl Seat ===
+
+impl Seat {
+    pub(crate) fn take(ledger: &Ledger, key: Key, fingerprint: Option<Fingerprint>, refuse_other: bool) -> Self {
+        let membership = Membership::join(ledger, key);
+        let news = membership.flight.news.subscribe();
+        Self { membership, news, waiting: None, fingerprint, refuse_other }
+    }
+
+    /// Whether this request has had to wait.
+    pub(crate) fn has_waited(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// Whether a fingerprint found under the key refuses this request.
+    pub(crate) fn refuses(&self, fingerprint: Option<Fingerprint>) -> bool {
+        self.refuse_other && fingerprint != self.fingerprint
+    }
+
+    /// Whether it brings another payload than the request that brought the key first.
+    pub(crate) fn differs_from(&self, first: Option<Fingerprint>) -> bool {
+        self.fingerprint.is_some() && self.fingerprint != first
+    }
+
+    /// Waits for the flight to land or for the lead; the first to come has it at once.
+    pub(crate) async fn turn(&mut self, patience: Instant) -> Turn {
+        let flight = Arc::clone(&self.membership.flight);
+        let mut lead = pin!(Arc::clone(&flight.lead).lock_owned());
+        let mut course = None;
+        loop {
+            let news = self.news.borrow_and_update().clone();
+            match news {
+                News::Landed(Landing::Done { fingerprint, .. }) if self.refuses(fingerprint) => return Turn::Mismatch,
+                News::Landed(landing) => return Turn::Landed(landing),
+                News::Running(fingerprint) if self.refuses(fingerprint) => return Turn::Mismatch,
+                News::Claiming | News::Running(_) => {}
+            }
+            let now = Instant::now();
+            let next_look = course.as_ref().map(|course: &OwnedMutexGuard<Course>| course.next_look);
+            if next_look.is_some_and(|look| look <= now)
+                && let Some(course) = course.take()
+            {
+                return Turn::Lead(Lead { membership: self.membership.again(), course });
+            }
+            tokio::select! {
+                biased;
+                taken = &mut lead, if course.is_none() => {
+                    course = Some(taken);
+                    continue;
+                }
+                () = std::future::ready(()), if !self.has_waited() => {
+                    if !self.start_waiting() {
+                        return Turn::Full;
+                    }
+                }
+                _ = self.news.changed() => {}
+                () = self.membership.ledger.store().changed(&self.membership.key), if course.is_some() => {
+                    if let Some(course) = &mut course {
+                        course.next_look = now;
+                    }
+                }
+                () = sleep_until(next_look.unwrap_or(patience).min(patience)) => {
+                    if Instant::now() >= patience {
+                        return Turn::OutOfPatience;
+                    }
+                }
+            }
+        }
+    }
+
+    fn start_waiting(&mut self) -> bool {
+        self.waiting = self.membership.ledger.waiting().zip(self.membership.flight.waiting.take());
+        self.waiting.is_some()
+    }
+}
+
+// === impl Lead ===
+
+impl Lead {
+    /// Another process runs the key. Whoever leads next looks again, later and later, but not long after the lease ends.
+    pub(crate) fn running_elsewhere(mut self, fingerprint: Option<Fingerprint>, lease_left: Duration) {
+        let pause = self.course.pause.mul_f64(rand::random_range(1.0..1.5)).min(lease_left + FIRST_PAUSE);
+        self.course.next_look = Instant::now() + pause;
+        self.course.pause = (self.course.pause * 2).min(LAST_PAUSE);
+        self.running(fingerprint);
+    }
+
+    /// Lets those who wait compare their payload with that of the attempt.
+    pub(crate) fn running(&self, fingerprint: Option<Fingerprint>) {
+        self.membership.flight.news.send_if_modified(|news| {
+            let known = matches!(news, News::Running(there) if *there == fingerprint);
+            if !known {
+                *news = News::Running(fingerprint);
+            }
+            !known
+        });
+    }
+
+    /// The attempt came to nothing: one of those who wait takes over, the others go on waiting. When that one comes to
+    /// nothing too, the others are refused.
+    pub(crate) fn failed(mut self) {
+        self.course.failures += 1;
+        if self.course.failures >= MAX_FAILURES {
+            self.land(Landing::Failed);
+        } else {
+            self.membership.flight.news.send_replace(News::Claiming);
+        }
+    }
+
+    /// Tells all who wait. Who comes later asks the store.
+    pub(crate) fn land(self, landing: Landing) {
+        self.membership.retire();
+        self.membership.flight.news.send_replace(News::Landed(landing));
+    }
+
+    /// Leaves those who wait to ask the store for themselves: this process is not the one that knows.
+    pub(crate) fn step_down(self) {
+        self.membership.flight.news.send_replace(News::Claiming);
+    }
+}
+
+// === impl Membership ===
+
+impl Membership {
+    fn join(ledger: &Ledger, key: Key) -> Self {
+        let mut flights = ledger.flights().lock();
+        let members = flights.entry(key).or_insert_with(|| Members { flight: Flight::new(ledger), count: 0 });
+        members.count += 1;
+        Self { ledger: ledger.clone(), key, flight: Arc::clone(&members.flight) }
+    }
+
+    fn again(&self) -> Self {
+        if let Some(members) = self.ledger.flights().lock().get_mut(&self.key)
+            && Arc::ptr_eq(&members.flight, &self.flight)
+        {
+            members.count += 1;
+        }
+        Self { ledger: self.ledger.clone(), key: self.key, flight: Arc::clone(&self.flight) }
+    }
+
+    /// Takes the flight off the map, so that whoever comes next starts a new one.
+    fn retire(&self) {
+        let mut flights = self.ledger.flights().lock();
+        if flights.get(&self.key).is_some_and(|members| Arc::ptr_eq(&members.flight, &self.flight)) {
+            flights.remove(&self.key);
+        }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let mut flights = self.ledger.flights().lock();
+        if let Some(members) = flights.get_mut(&self.key)
+            && Arc::ptr_eq(&members.flight, &self.flight)
+        {
+            members.count -= 1;
+            if members.count == 0 {
+                flights.remove(&self.key);
+            }
+        }
+    }
+}
+
+// === impl Flights ===
+
+impl Flights {
+    /// No step under this lock can panic halfway.
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Members>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Flight ===
+
+impl Flight {
+    fn new(ledger: &Ledger) -> Arc<Self> {
+        let course = Course { failures: 0, pause: FIRST_PAUSE, next_look: Instant::now() };
+        Arc::new(Self {
+            lead: Arc::new(tokio::sync::Mutex::new(course)),
+            news: watch::Sender::new(News::Claiming),
+            waiting: ledger.waiting_per_key(),
+        })
+    }
+}

@@ -1,0 +1,99 @@
+//! The key and the body of a request, before anything is claimed.
+//!
+//! The body is buffered first: a duplicate that waits with its body unread stalls the other streams of its connection, a
+//! slow sender would hold a claim, and half a body must not become a kept 400.
+
+use bytes::Bytes;
+use http::{HeaderMap, request};
+use http_body::Body;
+use tokio::time::timeout;
+
+use crate::body::{Collector, Failed, Filled, RequestBody};
+use crate::fingerprint::Fingerprint;
+use crate::key::{Extracted, Part};
+use crate::policy::{OnBadKey, OverLimit, Policy};
+use crate::rejection::Rejection;
+use crate::telemetry::PassedThrough;
+
+/// What there is to do with a request.
+pub(crate) enum Intake<B> {
+    Keyed(Keyed<B>),
+    PassThrough(RequestBody<B>, PassedThrough),
+    Refuse(Rejection),
+}
+
+pub(crate) struct Keyed<B> {
+    pub(crate) parts: Vec<Part>,
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) body: RequestBody<B>,
+    /// Whether the body has failed, where it is streamed.
+    pub(crate) failed: Failed,
+}
+
+enum Buffered<B> {
+    PassThrough(RequestBody<B>),
+    Refuse(Rejection),
+    Whole(Bytes, Option<HeaderMap>),
+}
+
+/// Finds the key, and buffers the body unless there is nothing to protect.
+pub(crate) async fn take_in<B: Body<Data = Bytes>>(policy: &Policy, head: &request::Parts, body: B) -> Intake<B> {
+    let extract = |body: &Bytes| policy.key.extract(head, body, policy.header_syntax);
+    let by_head = (!policy.key.reads_body()).then(|| extract(&Bytes::new()));
+    if let Some(unusable @ (Ok(None) | Err(_))) = by_head {
+        return without_key(policy, &unusable, RequestBody::untouched(body));
+    }
+    if let (Some(Ok(Some(parts))), false) = (&by_head, policy.buffers()) {
+        let failed = Failed::default();
+        let body = RequestBody::watched(body, failed.clone());
+        return Intake::Keyed(Keyed { parts: parts.clone(), fingerprint: None, body, failed });
+    }
+    let (data, trailers) = match buffer(policy, body).await {
+        Buffered::Whole(data, trailers) => (data, trailers),
+        Buffered::PassThrough(body) => return Intake::PassThrough(body, PassedThrough::BodyOverLimit),
+        Buffered::Refuse(refusal) => return Intake::Refuse(refusal),
+    };
+    match by_head.unwrap_or_else(|| extract(&data)) {
+        Ok(Some(parts)) => Intake::Keyed(Keyed {
+            parts,
+            fingerprint: policy.fingerprint.fingerprint(head, &data),
+            body: RequestBody::buffered(data, trailers),
+            failed: Failed::default(),
+        }),
+        unusable => without_key(policy, &unusable, RequestBody::buffered(data, trailers)),
+    }
+}
+
+/// What the contract says of a key that is missing or malformed.
+fn without_key<B>(policy: &Policy, unusable: &Extracted, body: RequestBody<B>) -> Intake<B> {
+    let (then, refusal, reason) = match unusable {
+        Ok(_) => (policy.missing_key, Rejection::KeyMissing, PassedThrough::KeyMissing),
+        Err(_) => (policy.malformed_key, Rejection::KeyMalformed, PassedThrough::KeyMalformed),
+    };
+    match then {
+        OnBadKey::Refuse => Intake::Refuse(refusal),
+        OnBadKey::PassThrough => {
+            if reason == PassedThrough::KeyMissing {
+                policy.warn_of_missing_key();
+            }
+            Intake::PassThrough(body, reason)
+        }
+    }
+}
+
+async fn buffer<B: Body<Data = Bytes>>(policy: &Policy, body: B) -> Buffered<B> {
+    let mut collector = Collector::new(body, policy.max_request_body);
+    match timeout(policy.body_timeout, collector.fill()).await {
+        Ok(Ok(Filled::Whole)) => {
+            let (data, trailers, _) = collector.into_parts();
+            Buffered::Whole(data, trailers)
+        }
+        Ok(Ok(Filled::OverCap)) if policy.over_limit == OverLimit::PassThrough => {
+            let (data, _, rest) = collector.into_parts();
+            Buffered::PassThrough(RequestBody::resumed(data, rest))
+        }
+        Ok(Ok(Filled::OverCap)) => Buffered::Refuse(Rejection::BodyTooLarge),
+        Ok(Err(_)) => Buffered::Refuse(Rejection::BodyUnreadable),
+        Err(_) => Buffered::Refuse(Rejection::BodyTimeout),
+    }
+}

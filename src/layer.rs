@@ -1,0 +1,257 @@
+//! The layer: the two contracts and the setters.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, StatusCode, request};
+use tower::Layer;
+
+use crate::caller::Caller;
+use crate::fingerprint::Payload;
+use crate::key::{HeaderSyntax, KeySource};
+use crate::ledger::Ledger;
+use crate::policy::{OnBadKey, OnOtherPayload, OnStoreError, OverLimit, Policy, Replay};
+use crate::service::Idempotency;
+use crate::store::{MAX_DURATION, MIN_DURATION};
+
+/// Makes a service run each event or request once. See the [crate docs](crate) for an example.
+///
+/// There are two contracts and no third default: one for senders of [webhooks](Self::webhook), who look only at whether
+/// the answer was 2xx, and one for clients of an [api](Self::api), who read it. Each setter names both defaults where they
+/// differ. A layer is cheap to clone; setters change only the clone they are called on.
+#[derive(Clone, Debug)]
+pub struct IdempotencyLayer {
+    ledger: Ledger,
+    policy: Arc<Policy>,
+}
+
+impl IdempotencyLayer {
+    /// The contract for webhooks. A duplicate of a finished delivery is answered 200 with the kept body; one of a running
+    /// delivery waits briefly and is then told 503, which every sender retries.
+    #[must_use]
+    pub fn webhook(ledger: &Ledger, key: impl Into<KeySource>) -> Self {
+        Self { ledger: ledger.clone(), policy: Arc::new(Policy::webhook(key.into())) }
+    }
+
+    /// The contract for clients of an API (draft-ietf-httpapi-idempotency-key-header-07, Stripe). The key is
+    /// `Idempotency-Key` or `X-Idempotency-Key`. A duplicate is answered the kept status, headers and body; one of a running
+    /// request waits briefly and is then told 409; another payload under the same key is told 422.
+    #[must_use]
+    pub fn api(ledger: &Ledger, caller: Caller) -> Self {
+        Self { ledger: ledger.clone(), policy: Arc::new(Policy::api(caller)) }
+    }
+
+    fn set(mut self, set: impl FnOnce(&mut Policy)) -> Self {
+        set(Arc::make_mut(&mut self.policy));
+        self
+    }
+
+    /// Where the key comes from. Default: the argument of [`webhook`](Self::webhook); the headers of [`api`](Self::api).
+    #[must_use]
+    pub fn key(self, key: impl Into<KeySource>) -> Self {
+        self.set(|policy| policy.key = key.into())
+    }
+
+    /// What may stand in a key header. Default: webhook, opaque with 1 to 1024 bytes; api, 1 to 255 visible ASCII
+    /// characters.
+    #[must_use]
+    pub fn header_syntax(self, syntax: HeaderSyntax) -> Self {
+        self.set(|policy| policy.header_syntax = syntax)
+    }
+
+    /// Adds to what a key is unique within, beside contract, method, path and caller: a tenant, a host, or the prefix that
+    /// a router strips before the layer sees the path. Default: nothing.
+    #[must_use]
+    pub fn scope<F, K>(self, scope: F) -> Self
+    where
+        F: Fn(&request::Parts) -> Option<K> + Send + Sync + 'static,
+        K: Into<Bytes>,
+    {
+        self.set(|policy| policy.scope = Some(Arc::new(move |head| scope(head).map(Into::into))))
+    }
+
+    /// Which methods are protected. Default: webhook, all; api, POST and PATCH. HEAD, OPTIONS, CONNECT and upgrades always
+    /// pass through.
+    #[must_use]
+    pub fn methods(self, methods: impl IntoIterator<Item = Method>) -> Self {
+        let methods: Vec<Method> = methods.into_iter().collect();
+        self.set(|policy| policy.applies = Arc::new(move |method| methods.contains(method)))
+    }
+
+    /// Refuses a request without a key with 400. Default: it passes through, and one warning per layer says so.
+    #[must_use]
+    pub fn require_key(self) -> Self {
+        self.set(|policy| policy.missing_key = OnBadKey::Refuse)
+    }
+
+    /// What happens to a malformed key. Default: webhook, [`OnBadKey::PassThrough`]; api, [`OnBadKey::Refuse`].
+    #[must_use]
+    pub fn malformed_key(self, then: OnBadKey) -> Self {
+        self.set(|policy| policy.malformed_key = then)
+    }
+
+    /// What of a request is compared with the one that brought its key first. Default: webhook, [`Payload::Ignored`]; api,
+    /// [`Payload::Whole`].
+    #[must_use]
+    pub fn fingerprint(self, payload: Payload) -> Self {
+        self.set(|policy| policy.fingerprint = payload)
+    }
+
+    /// What happens to another payload under a known key. Default: webhook, [`OnOtherPayload::Replay`]; api,
+    /// [`OnOtherPayload::Refuse`].
+    #[must_use]
+    pub fn other_payload(self, then: OnOtherPayload) -> Self {
+        self.set(|policy| policy.other_payload = then)
+    }
+
+    /// Which outcomes are kept and replayed; after any other the next delivery runs. Default: webhook, 2xx; api, all but
+    /// 5xx, 401, 403, 404, 405, 408, 409, 425 and 429.
+    ///
+    /// To keep a failure is to lose the event: every retry is answered with it.
+    #[must_use]
+    pub fn keep(self, keeps: impl Fn(StatusCode) -> bool + Send + Sync + 'static) -> Self {
+        self.set(|policy| policy.keeps = Arc::new(keeps))
+    }
+
+    /// What a duplicate of a finished attempt is answered. Default: webhook, [`Replay::Acknowledge`]; api,
+    /// [`Replay::Outcome`].
+    #[must_use]
+    pub fn replay(self, replay: Replay) -> Self {
+        self.set(|policy| policy.replay = replay)
+    }
+
+    /// What a duplicate is answered whose attempt is still running when its patience is over. Default: webhook, 503; api,
+    /// 409.
+    ///
+    /// # Panics
+    ///
+    /// If `status` is neither 4xx nor 5xx: that would acknowledge unfinished work.
+    #[must_use]
+    pub fn running_status(self, status: StatusCode) -> Self {
+        assert!(status.is_client_error() || status.is_server_error(), "a running duplicate has to be refused");
+        self.set(|policy| policy.running_status = status)
+    }
+
+    /// How long a duplicate waits for a running attempt. Default: webhook, 2 s; api, 1 s.
+    #[must_use]
+    pub fn patience(self, patience: Duration) -> Self {
+        self.set(|policy| policy.patience = patience.min(MAX_DURATION))
+    }
+
+    /// How long a claim lives without a sign of life; it is renewed while the attempt runs. After a crash the key is stuck
+    /// for that long. Default: 30 s.
+    ///
+    /// # Panics
+    ///
+    /// If it is not from 1 ms to 366 days.
+    #[must_use]
+    pub fn lease(self, lease: Duration) -> Self {
+        self.set(|policy| policy.lease = in_range(lease))
+    }
+
+    /// How long an outcome is replayed, counted from completion. Default: webhook, 3 days; api, 24 hours.
+    ///
+    /// # Panics
+    ///
+    /// If it is not from 1 ms to 366 days.
+    #[must_use]
+    pub fn retention(self, retention: Duration) -> Self {
+        self.set(|policy| policy.retention = in_range(retention))
+    }
+
+    /// How long the lease of an attempt is renewed; a hung handler then loses its key to the next delivery. Default: 15
+    /// minutes.
+    #[must_use]
+    pub fn max_attempt(self, max: Duration) -> Self {
+        self.set(|policy| policy.max_attempt = max.min(MAX_DURATION))
+    }
+
+    /// Does not buffer the request body, where neither the key nor the fingerprint needs it. An attempt whose request body
+    /// failed is then released, whatever it answered. Default: the body is buffered before the claim.
+    #[must_use]
+    pub fn stream_request_body(self) -> Self {
+        self.set(|policy| policy.stream_request_body = true)
+    }
+
+    /// How large a request body may be, in bytes. It is counted, whatever `Content-Length` says. Default: 2 MiB.
+    #[must_use]
+    pub fn max_request_body(self, bytes: usize) -> Self {
+        self.set(|policy| policy.max_request_body = bytes)
+    }
+
+    /// What happens to a larger one. Default: [`OverLimit::Refuse`], with 413 and nothing claimed.
+    #[must_use]
+    pub fn over_limit(self, then: OverLimit) -> Self {
+        self.set(|policy| policy.over_limit = then)
+    }
+
+    /// How long a request body may take to arrive; beyond, it is refused with 408. Default: 30 s.
+    #[must_use]
+    pub fn body_timeout(self, timeout: Duration) -> Self {
+        self.set(|policy| policy.body_timeout = timeout.min(MAX_DURATION))
+    }
+
+    /// How long the inner service may take to become ready; beyond, the claim is released and the request refused with
+    /// 503. Default: 5 s.
+    #[must_use]
+    pub fn ready_timeout(self, timeout: Duration) -> Self {
+        self.set(|policy| policy.ready_timeout = timeout.min(MAX_DURATION))
+    }
+
+    /// How large a response body may be to be kept, in bytes; a larger one leaves a tombstone. Default: 1 MiB; at most
+    /// 256 MiB.
+    #[must_use]
+    pub fn max_kept_body(self, bytes: usize) -> Self {
+        self.set(|policy| policy.max_kept_body = bytes.min(256 << 20))
+    }
+
+    /// How long a response body may take to be kept; a slower one streams on and leaves a tombstone. Default: 500 ms.
+    #[must_use]
+    pub fn kept_body_timeout(self, timeout: Duration) -> Self {
+        self.set(|policy| policy.kept_body_timeout = timeout.min(MAX_DURATION))
+    }
+
+    /// How long a response waits for its outcome to be stored; it then leaves with `Idempotency-Stored: false`. Default: 2 s.
+    #[must_use]
+    pub fn complete_wait(self, wait: Duration) -> Self {
+        self.set(|policy| policy.complete_wait = wait.min(MAX_DURATION))
+    }
+
+    /// How long storing an outcome is pursued in the background after that. Default: 5 minutes.
+    #[must_use]
+    pub fn complete_ceiling(self, ceiling: Duration) -> Self {
+        self.set(|policy| policy.complete_ceiling = ceiling.min(MAX_DURATION))
+    }
+
+    /// What happens when the store does not answer. Default: [`OnStoreError::Refuse`], with 503.
+    #[must_use]
+    pub fn on_store_error(self, then: OnStoreError) -> Self {
+        self.set(|policy| policy.on_store_error = then)
+    }
+
+    /// A page that explains the rules to whoever is refused, as `Link: <url>; rel="describedby"`. Default: none.
+    ///
+    /// # Panics
+    ///
+    /// If `url` cannot stand in a header.
+    #[must_use]
+    #[allow(clippy::expect_used, reason = "as documented: a programmer's mistake, found at start")]
+    pub fn policy_url(self, url: &str) -> Self {
+        let link = HeaderValue::try_from(format!("<{url}>; rel=\"describedby\"")).expect("not a header value");
+        self.set(|policy| policy.policy_link = Some(link))
+    }
+}
+
+impl<S> Layer<S> for IdempotencyLayer {
+    type Service = Idempotency<S>;
+
+    fn layer(&self, inner: S) -> Idempotency<S> {
+        Idempotency::new(inner, self.ledger.clone(), Arc::clone(&self.policy))
+    }
+}
+
+fn in_range(duration: Duration) -> Duration {
+    assert!((MIN_DURATION..=MAX_DURATION).contains(&duration), "a duration is from 1 ms to 366 days");
+    duration
+}

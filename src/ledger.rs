@@ -1,0 +1,247 @@
+//! A store with what goes with it in one process.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+
+use crate::flight::Flights;
+use crate::key::Key;
+use crate::store::erased::{ErasedStore, StoreFuture};
+use crate::store::{Entry, Forgotten, Store, StoreError};
+
+const MAX_IN_FLIGHT: usize = 1024;
+const MAX_WAITING: usize = 8192;
+const MAX_WAITING_PER_KEY: usize = 1024;
+const STORE_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How many claims that were given up are chased at once. The lease of those beyond runs out by itself.
+const MAX_GIVEN_UP: usize = 1024;
+
+/// A store, the attempts that run in this process, and the duplicates that wait for them.
+///
+/// Make one for each store and share it: it is cheap to clone, and clones are one ledger. Layers that differ per route
+/// belong on the same ledger, so that their bounds hold together.
+#[derive(Clone)]
+pub struct Ledger(Arc<Inner>);
+
+struct Inner {
+    store: Box<dyn ErasedStore>,
+    store_timeout_ms: AtomicU64,
+    flights: Flights,
+    max_waiting_per_key: AtomicUsize,
+    waiting: Arc<Gauge>,
+    in_flight: Arc<Gauge>,
+    given_up: Arc<Gauge>,
+    tasks: TaskTracker,
+    draining: AtomicBool,
+}
+
+/// Counts what there may only be so many of.
+pub(crate) struct Gauge {
+    used: AtomicUsize,
+    max: AtomicUsize,
+}
+
+/// One of those, until it is dropped.
+pub(crate) struct Ticket(Arc<Gauge>);
+
+/// The process was asked to stop and attempts were still running when its time was up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct StillRunning {
+    /// How many attempts were running.
+    pub attempts: usize,
+}
+
+/// The store's deadline has passed.
+#[derive(Debug)]
+struct TimedOut;
+
+// === impl Ledger ===
+
+impl Ledger {
+    /// A ledger over a store, whose type is erased.
+    pub fn new(store: impl Store) -> Self {
+        Self(Arc::new(Inner {
+            store: Box::new(store),
+            store_timeout_ms: AtomicU64::new(STORE_TIMEOUT.as_millis() as u64),
+            flights: Flights::default(),
+            max_waiting_per_key: AtomicUsize::new(MAX_WAITING_PER_KEY),
+            waiting: Gauge::new(MAX_WAITING),
+            in_flight: Gauge::new(MAX_IN_FLIGHT),
+            given_up: Gauge::new(MAX_GIVEN_UP),
+            tasks: TaskTracker::new(),
+            draining: AtomicBool::new(false),
+        }))
+    }
+
+    /// How many attempts run at once, in all layers of this ledger; beyond, a request is refused with 503 at once.
+    /// Default: 1024.
+    #[must_use]
+    pub fn max_in_flight(self, attempts: usize) -> Self {
+        self.0.in_flight.max.store(attempts, Ordering::Relaxed);
+        self
+    }
+
+    /// How many duplicates wait at once for attempts that run; beyond, a duplicate is refused with 503 at once.
+    /// Default: 8192.
+    #[must_use]
+    pub fn max_waiting(self, duplicates: usize) -> Self {
+        self.0.waiting.max.store(duplicates, Ordering::Relaxed);
+        self
+    }
+
+    /// How many of them wait for the same key. Default: 1024.
+    #[must_use]
+    pub fn max_waiting_per_key(self, duplicates: usize) -> Self {
+        self.0.max_waiting_per_key.store(duplicates, Ordering::Relaxed);
+        self
+    }
+
+    /// How long one call of the store may take; a claim that got no answer is sent again within less than twice that.
+    /// Default: 250 ms.
+    #[must_use]
+    pub fn store_timeout(self, timeout: Duration) -> Self {
+        let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
+        self.0.store_timeout_ms.store(millis, Ordering::Relaxed);
+        self
+    }
+
+    /// Waits for the attempts that run, and for what is still to be stored of those that have run. From here on requests
+    /// that would start an attempt are refused with 503; finished keys are still replayed.
+    ///
+    /// Call it when the server has stopped accepting, before the process ends. An attempt that is cut off by the end of
+    /// its process runs again at the next delivery, when its lease is over.
+    ///
+    /// # Errors
+    ///
+    /// If `timeout` passes first.
+    pub async fn drain(&self, timeout: Duration) -> Result<(), StillRunning> {
+        self.0.draining.store(true, Ordering::Relaxed);
+        self.0.tasks.close();
+        let drained = tokio::time::timeout(timeout, self.0.tasks.wait()).await;
+        drained.map_err(|_| StillRunning { attempts: self.0.in_flight.used() })
+    }
+
+    /// What the store knows of a key, as an event or [`Attempt::key`](crate::Attempt::key) showed it.
+    ///
+    /// # Errors
+    ///
+    /// If the store does not answer within its timeout.
+    pub async fn lookup(&self, key: &Key) -> Result<Option<Entry>, StoreError> {
+        self.bounded(self.store().lookup(key)).await
+    }
+
+    /// Lets the next delivery of a key run, whatever came of the last one. A key that is running only with `force`, since
+    /// it may then run twice.
+    ///
+    /// # Errors
+    ///
+    /// If the store does not answer within its timeout: then it may or may not have forgotten the key.
+    pub async fn forget(&self, key: &Key, force: bool) -> Result<Forgotten, StoreError> {
+        self.bounded(self.store().forget(key, force)).await
+    }
+
+    pub(crate) fn store(&self) -> &dyn ErasedStore {
+        &*self.0.store
+    }
+
+    pub(crate) fn call_timeout(&self) -> Duration {
+        Duration::from_millis(self.0.store_timeout_ms.load(Ordering::Relaxed))
+    }
+
+    /// A call of the store, with a deadline around it.
+    pub(crate) async fn bounded<T>(&self, call: StoreFuture<'_, T>) -> Result<T, StoreError> {
+        bounded_by(self.call_timeout(), call).await
+    }
+
+    pub(crate) fn flights(&self) -> &Flights {
+        &self.0.flights
+    }
+
+    pub(crate) fn waiting(&self) -> Option<Ticket> {
+        self.0.waiting.take()
+    }
+
+    pub(crate) fn waiting_per_key(&self) -> Arc<Gauge> {
+        Gauge::new(self.0.max_waiting_per_key.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Relaxed)
+    }
+
+    /// The right to start an attempt, if one may start.
+    pub(crate) fn attempt(&self) -> Option<Ticket> {
+        self.0.in_flight.take().filter(|_| !self.is_draining())
+    }
+
+    pub(crate) fn given_up(&self) -> Option<Ticket> {
+        self.0.given_up.take()
+    }
+
+    pub(crate) fn tasks(&self) -> &TaskTracker {
+        &self.0.tasks
+    }
+}
+
+pub(crate) async fn bounded_by<T>(timeout: Duration, call: StoreFuture<'_, T>) -> Result<T, StoreError> {
+    tokio::time::timeout(timeout, call).await.unwrap_or_else(|_| Err(StoreError::unknown(TimedOut)))
+}
+
+impl fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ledger")
+            .field("in_flight", &self.0.in_flight.used())
+            .field("waiting", &self.0.waiting.used())
+            .field("draining", &self.is_draining())
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Gauge ===
+
+impl Gauge {
+    fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), max: AtomicUsize::new(max) })
+    }
+
+    fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn take(self: &Arc<Self>) -> Option<Ticket> {
+        let max = self.max.load(Ordering::Relaxed);
+        let take = |used| (used < max).then_some(used + 1);
+        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        taken.is_ok().then(|| Ticket(Arc::clone(self)))
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.used.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+// === impl StillRunning ===
+
+impl fmt::Display for StillRunning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} attempts were still running", self.attempts)
+    }
+}
+
+impl std::error::Error for StillRunning {}
+
+// === impl TimedOut ===
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no answer within the store timeout")
+    }
+}
+
+impl std::error::Error for TimedOut {}

@@ -1,0 +1,382 @@
+//! What a layer has been told to do: its contract, every default of that contract, and what follows from both.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Method, Response, StatusCode, Version, request, response};
+
+use crate::body::ResponseBody;
+use crate::caller::Caller;
+use crate::digest::Digest;
+use crate::fingerprint::{Fingerprint, Payload};
+use crate::key::{self, HeaderSyntax, Key, KeySource, Part};
+use crate::rejection::Rejection;
+use crate::store::Claim;
+use crate::telemetry;
+
+// The defaults. The first group differs by contract.
+
+const WEBHOOK_RETENTION: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+const API_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
+const WEBHOOK_PATIENCE: Duration = Duration::from_secs(2);
+const API_PATIENCE: Duration = Duration::from_secs(1);
+const WEBHOOK_MAX_KEY: usize = 1024;
+const API_MAX_KEY: usize = 255;
+
+const LEASE: Duration = Duration::from_secs(30);
+const MAX_ATTEMPT: Duration = Duration::from_secs(15 * 60);
+const MAX_REQUEST_BODY: usize = 2 << 20;
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_KEPT_BODY: usize = 1 << 20;
+const KEPT_BODY_TIMEOUT: Duration = Duration::from_millis(500);
+const COMPLETE_WAIT: Duration = Duration::from_secs(2);
+const COMPLETE_CEILING: Duration = Duration::from_secs(5 * 60);
+
+/// Whom the layer answers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Contract {
+    Api,
+    Webhook,
+}
+
+/// What happens to a request whose key is missing or malformed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum OnBadKey {
+    /// It runs without protection.
+    PassThrough,
+    /// It is refused with 400.
+    Refuse,
+}
+
+/// What happens to a request that brings a known key with another payload.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum OnOtherPayload {
+    /// It is refused with 422, also while the first is running, and takes nothing over.
+    Refuse,
+    /// It is a duplicate like any other; the event says `other_payload`.
+    Replay,
+}
+
+/// What happens to a request whose body is over the limit.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum OverLimit {
+    /// It runs without protection.
+    PassThrough,
+    /// It is refused with 413.
+    Refuse,
+}
+
+/// What happens to a request when the store does not answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum OnStoreError {
+    /// It runs without protection, and may run twice.
+    Bypass,
+    /// It is refused with 503.
+    Refuse,
+}
+
+/// What a duplicate of a finished attempt is answered.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Replay {
+    /// The kept status, headers and body; 409 where they were not retained.
+    Outcome,
+    /// Always 200, with the kept headers and body, empty where they were not retained.
+    Acknowledge,
+}
+
+/// Everything a layer knows. Its setters and their docs are those of `IdempotencyLayer`.
+#[derive(Clone)]
+pub(crate) struct Policy {
+    pub(crate) contract: Contract,
+    pub(crate) key: KeySource,
+    pub(crate) header_syntax: HeaderSyntax,
+    pub(crate) caller: Option<Caller>,
+    pub(crate) scope: Option<Arc<ScopeFn>>,
+    pub(crate) applies: Arc<AppliesFn>,
+    pub(crate) missing_key: OnBadKey,
+    pub(crate) malformed_key: OnBadKey,
+    pub(crate) fingerprint: Payload,
+    pub(crate) other_payload: OnOtherPayload,
+    pub(crate) keeps: Arc<KeepsFn>,
+    pub(crate) replay: Replay,
+    pub(crate) running_status: StatusCode,
+    pub(crate) patience: Duration,
+    pub(crate) lease: Duration,
+    pub(crate) retention: Duration,
+    pub(crate) max_attempt: Duration,
+    pub(crate) stream_request_body: bool,
+    pub(crate) max_request_body: usize,
+    pub(crate) over_limit: OverLimit,
+    pub(crate) body_timeout: Duration,
+    pub(crate) ready_timeout: Duration,
+    pub(crate) max_kept_body: usize,
+    pub(crate) kept_body_timeout: Duration,
+    pub(crate) complete_wait: Duration,
+    pub(crate) complete_ceiling: Duration,
+    pub(crate) on_store_error: OnStoreError,
+    pub(crate) policy_link: Option<HeaderValue>,
+    /// Whether it has been said that requests come without a key.
+    pub(crate) warned: Arc<AtomicBool>,
+}
+
+pub(crate) type ScopeFn = dyn Fn(&request::Parts) -> Option<Bytes> + Send + Sync;
+pub(crate) type AppliesFn = dyn Fn(&Method) -> bool + Send + Sync;
+pub(crate) type KeepsFn = dyn Fn(StatusCode) -> bool + Send + Sync;
+
+// === impl Policy ===
+
+impl Policy {
+    pub(crate) fn webhook(key: KeySource) -> Self {
+        Self {
+            contract: Contract::Webhook,
+            key,
+            header_syntax: HeaderSyntax::Opaque { max_len: WEBHOOK_MAX_KEY },
+            caller: None,
+            scope: None,
+            applies: Arc::new(|_| true),
+            missing_key: OnBadKey::PassThrough,
+            malformed_key: OnBadKey::PassThrough,
+            fingerprint: Payload::Ignored,
+            other_payload: OnOtherPayload::Replay,
+            keeps: Arc::new(|status| status.is_success()),
+            replay: Replay::Acknowledge,
+            running_status: StatusCode::SERVICE_UNAVAILABLE,
+            patience: WEBHOOK_PATIENCE,
+            lease: LEASE,
+            retention: WEBHOOK_RETENTION,
+            max_attempt: MAX_ATTEMPT,
+            stream_request_body: false,
+            max_request_body: MAX_REQUEST_BODY,
+            over_limit: OverLimit::Refuse,
+            body_timeout: BODY_TIMEOUT,
+            ready_timeout: READY_TIMEOUT,
+            max_kept_body: MAX_KEPT_BODY,
+            kept_body_timeout: KEPT_BODY_TIMEOUT,
+            complete_wait: COMPLETE_WAIT,
+            complete_ceiling: COMPLETE_CEILING,
+            on_store_error: OnStoreError::Refuse,
+            policy_link: None,
+            warned: Arc::default(),
+        }
+    }
+
+    /// draft-ietf-httpapi-idempotency-key-header-07, and Stripe where the draft leaves it open.
+    pub(crate) fn api(caller: Caller) -> Self {
+        Self {
+            contract: Contract::Api,
+            header_syntax: HeaderSyntax::Visible { max_len: API_MAX_KEY },
+            caller: Some(caller),
+            applies: Arc::new(|method| matches!(*method, Method::POST | Method::PATCH)),
+            malformed_key: OnBadKey::Refuse,
+            fingerprint: Payload::Whole,
+            other_payload: OnOtherPayload::Refuse,
+            keeps: Arc::new(is_deterministic),
+            replay: Replay::Outcome,
+            running_status: StatusCode::CONFLICT,
+            patience: API_PATIENCE,
+            retention: API_RETENTION,
+            ..Self::webhook(key::headers(&["Idempotency-Key", "X-Idempotency-Key"]))
+        }
+    }
+
+    /// Whether the layer has anything to do with a request at all.
+    ///
+    /// A gRPC call says in its trailers what came of it, and its head does not tell whether it streams: it passes through.
+    pub(crate) fn applies(&self, head: &request::Parts) -> bool {
+        let never = matches!(head.method, Method::HEAD | Method::OPTIONS | Method::CONNECT);
+        !never && !is_upgrade(head) && !is_grpc(&head.headers) && (self.applies)(&head.method)
+    }
+
+    /// Whether the request body is there before the claim.
+    pub(crate) fn buffers(&self) -> bool {
+        !self.stream_request_body || self.key.reads_body() || self.fingerprint != Payload::Ignored
+    }
+
+    /// The stored key: a digest over scope and parts.
+    pub(crate) fn stored_key(&self, head: &request::Parts, parts: &[Part]) -> Key {
+        let mut digest = Digest::new("tower-idempotency key 1");
+        digest.part(b'C', self.contract.name().as_bytes());
+        digest.part(b'm', head.method.as_str().as_bytes());
+        digest.part(b'p', head.uri.path().as_bytes());
+        if let Some(caller) = &self.caller {
+            caller.digest(head, &mut digest);
+        }
+        match self.scope.as_ref().map(|scope| scope(head)) {
+            None => digest.part(b'0', &[]),
+            Some(None) => digest.part(b'-', &[]),
+            Some(Some(scope)) => digest.part(b's', &scope),
+        }
+        parts.iter().for_each(|part| part.digest(&mut digest));
+        Key::new(digest.finish())
+    }
+
+    pub(crate) fn claim(&self, fingerprint: Option<Fingerprint>) -> Claim {
+        let refuse_other = self.refuses_other(fingerprint);
+        Claim { fingerprint, refuse_other, ..Claim::new(self.lease, self.retention) }
+    }
+
+    /// Whether a known key with another fingerprint than this refuses a request.
+    pub(crate) fn refuses_other(&self, fingerprint: Option<Fingerprint>) -> bool {
+        fingerprint.is_some() && self.other_payload == OnOtherPayload::Refuse
+    }
+
+    /// How long an outcome that is not kept is remembered as an attempt. Answers that a forger can bring about are not
+    /// remembered for long, or they would fill the store.
+    pub(crate) fn remembers(&self, status: StatusCode) -> Duration {
+        if status.is_server_error() { self.retention } else { self.lease }
+    }
+
+    pub(crate) fn refuse<R>(&self, refusal: Rejection) -> Response<ResponseBody<R>> {
+        refusal.response(self.running_status, self.policy_link.as_ref())
+    }
+
+    pub(crate) fn warn_of_missing_key(&self) {
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            telemetry::first_without_key(self.contract);
+        }
+    }
+}
+
+/// Whether a client that sends the same again would be answered the same.
+fn is_deterministic(status: StatusCode) -> bool {
+    !status.is_informational()
+        && !status.is_server_error()
+        && !matches!(status.as_u16(), 401 | 403 | 404 | 405 | 408 | 409 | 425 | 429)
+}
+
+/// RFC 9110 §7.8. HTTP/2 has no upgrades but those by CONNECT, and an offer of `h2c` is none: clients make it with any
+/// request, and servers ignore it (RFC 9113 §3.1).
+fn is_upgrade(head: &request::Parts) -> bool {
+    let offers = head.headers.get_all(header::UPGRADE).iter();
+    let mut protocols = offers.flat_map(|offer| offer.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    head.version < Version::HTTP_2 && protocols.any(|protocol| !protocol.eq_ignore_ascii_case(b"h2c"))
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Whether a response says that it has no end (HTML Living Standard §9.2, server-sent events).
+pub(crate) fn is_endless(head: &response::Parts) -> bool {
+    let content_type = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let event_stream = b"text/event-stream";
+    content_type.len() >= event_stream.len() && content_type[..event_stream.len()].eq_ignore_ascii_case(event_stream)
+}
+
+// === impl Contract ===
+
+impl Contract {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Webhook => "webhook",
+        }
+    }
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policy")
+            .field("contract", &self.contract)
+            .field("key", &self.key)
+            .field("caller", &self.caller)
+            .field("lease", &self.lease)
+            .field("retention", &self.retention)
+            .field("patience", &self.patience)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+    use crate::caller;
+
+    fn head(request: request::Builder) -> request::Parts {
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn text(text: &'static str) -> Part {
+        Part::Text(Bytes::from_static(text.as_bytes()))
+    }
+
+    /// A change here makes every key in every store a stranger: all that was done would be done again.
+    #[test]
+    fn stored_keys_do_not_change() {
+        let parts = [text("m"), Part::Number(Bytes::from_static(b"1")), Part::Bool(true), Part::Absent];
+        let webhook = Policy::webhook(key::json("$.id"));
+        let key = webhook.stored_key(&head(Request::post("/hooks?x=1")), &parts);
+        assert_eq!(key.to_string(), "GOLDEN-1");
+        let api = Policy::api(caller::authorization());
+        let key = api.stored_key(&head(Request::post("/orders").header("authorization", "Bearer a")), &parts[..1]);
+        assert_eq!(key.to_string(), "GOLDEN-2");
+    }
+
+    #[test]
+    fn scopes_and_parts_do_not_run_into_each_other() {
+        let policy = Policy::webhook(key::json("$.id"));
+        let key = |path: &str, parts: &[Part]| policy.stored_key(&head(Request::post(path)), parts);
+        assert_ne!(key("/", &[text("a"), text("bc")]), key("/", &[text("ab"), text("c")]));
+        assert_ne!(key("/", &[text("1")]), key("/", &[Part::Number(Bytes::from_static(b"1"))]));
+        assert_ne!(key("/a", &[text("b")]), key("/", &[text("ab")]));
+        assert_ne!(key("/", &[text("a")]), key("/", &[text("a"), Part::Absent]));
+        assert_eq!(key("/?a", &[text("a")]), key("/?b", &[text("a")]));
+        let put = policy.stored_key(&head(Request::put("/")), &[text("a")]);
+        assert_ne!(put, key("/", &[text("a")]));
+    }
+
+    #[test]
+    fn callers_do_not_share_keys() {
+        let key =
+            |caller: Caller, request: request::Builder| Policy::api(caller).stored_key(&head(request), &[text("k")]);
+        let by_token = |token: &str| key(caller::authorization(), Request::post("/").header("authorization", token));
+        assert_ne!(by_token("a"), by_token("b"));
+        assert_eq!(by_token("a"), by_token("a"));
+        assert_ne!(key(caller::authorization(), Request::post("/")), by_token(""));
+        let shared = |token: &str| key(caller::shared(), Request::post("/").header("authorization", token));
+        assert_eq!(shared("a"), shared("b"));
+    }
+
+    #[test]
+    fn upgrades_and_methods_without_effects_pass() {
+        let policy = Policy::webhook(key::json("$.id"));
+        assert!(policy.applies(&head(Request::get("/"))));
+        for method in [Method::HEAD, Method::OPTIONS, Method::CONNECT] {
+            assert!(!policy.applies(&head(Request::builder().method(method))));
+        }
+        assert!(!policy.applies(&head(Request::post("/").header("upgrade", "websocket"))));
+        assert!(policy.applies(&head(Request::post("/").header("upgrade", "h2c"))));
+        assert!(!policy.applies(&head(Request::post("/").header("content-type", "application/grpc+proto"))));
+        let api = Policy::api(caller::shared());
+        for (method, applies) in
+            [(Method::POST, true), (Method::PATCH, true), (Method::PUT, false), (Method::GET, false)]
+        {
+            assert_eq!(api.applies(&head(Request::builder().method(method))), applies);
+        }
+    }
+
+    #[test]
+    fn what_a_correct_retry_could_change_is_not_kept() {
+        for (status, kept) in
+            [(200, true), (301, true), (400, true), (422, true), (401, false), (404, false), (500, false)]
+        {
+            assert_eq!((Policy::api(caller::shared()).keeps)(StatusCode::from_u16(status).unwrap()), kept);
+        }
+        let webhook = Policy::webhook(key::json("$.id"));
+        for (status, kept) in [(200, true), (204, true), (301, false), (400, false), (503, false)] {
+            assert_eq!((webhook.keeps)(StatusCode::from_u16(status).unwrap()), kept);
+        }
+    }
+}

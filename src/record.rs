@@ -1,0 +1,341 @@
+//! The kept outcome, and its one versioned codec.
+//!
+//! A store keeps these bytes and knows nothing of them. All integers are big-endian:
+//!
+//! ```text
+//! version  u8    1
+//! flags    u8    1: tombstone, 2: trailers
+//! status   u16
+//! headers  u16 count, then for each: u16 length, name, u32 length, value
+//! trailers as headers, where flagged
+//! body     u32 length, bytes, to the end; none in a tombstone
+//! ```
+//!
+//! The body comes last and is replayed as a slice of what the store returned.
+
+use std::fmt;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode, response};
+
+use crate::body::ResponseBody;
+use crate::policy::Replay;
+use crate::rejection::Rejection;
+
+const VERSION: u8 = 1;
+
+const TOMBSTONE: u8 = 1;
+const TRAILERS: u8 = 2;
+
+/// Marks a response that is a replay.
+pub(crate) const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// `false` on a response that a retry will not get again: it is not in the store, or not with its body.
+pub(crate) const IDEMPOTENCY_STORED: HeaderName = HeaderName::from_static("idempotency-stored");
+
+/// What belongs to one connection (RFC 9110 §7.6.1), to one caller, or to one moment, and is never replayed.
+const NEVER_KEPT: [HeaderName; 16] = [
+    header::AUTHORIZATION,
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::DATE,
+    HeaderName::from_static("keep-alive"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    HeaderName::from_static("proxy-connection"),
+    header::SET_COOKIE,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::WWW_AUTHENTICATE,
+    IDEMPOTENCY_STORED,
+    IDEMPOTENT_REPLAYED,
+];
+
+/// What says something about a body, beside `Content-*`, and has no place where there is none.
+const ABOUT_THE_BODY: [HeaderName; 6] = [
+    header::ACCEPT_RANGES,
+    HeaderName::from_static("digest"),
+    header::ETAG,
+    header::LAST_MODIFIED,
+    HeaderName::from_static("repr-digest"),
+    HeaderName::from_static("want-digest"),
+];
+
+/// What an attempt answered, as it is replayed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Record {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) content: Content,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Content {
+    Kept {
+        body: Bytes,
+        trailers: Option<HeaderMap>,
+    },
+    /// It ran; the body was too large, or streaming, or the effect had been applied by an earlier attempt.
+    Tombstone,
+}
+
+/// The bytes are not a record that this version can read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct UnreadableRecord(&'static str);
+
+// === impl Record ===
+
+impl Record {
+    pub(crate) fn kept(head: &response::Parts, body: Bytes, trailers: Option<HeaderMap>) -> Self {
+        let headers = kept_headers(&head.headers);
+        Self { status: head.status, headers, content: Content::Kept { body, trailers } }
+    }
+
+    pub(crate) fn tombstone(head: &response::Parts) -> Self {
+        let mut headers = kept_headers(&head.headers);
+        let content = headers.keys().filter(|name| name.as_str().starts_with("content-"));
+        for name in content.cloned().collect::<Vec<_>>().iter().chain(&ABOUT_THE_BODY) {
+            headers.remove(name);
+        }
+        Self { status: head.status, headers, content: Content::Tombstone }
+    }
+
+    pub(crate) fn encode(&self) -> Bytes {
+        let empty = Bytes::new();
+        let (body, trailers, tombstone) = match &self.content {
+            Content::Kept { body, trailers } => (body, trailers.as_ref(), 0),
+            Content::Tombstone => (&empty, None, TOMBSTONE),
+        };
+        let size = |headers: &HeaderMap| headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 6).sum::<usize>();
+        let size = 12 + size(&self.headers) + trailers.map_or(0, size) + body.len();
+        let mut out = BytesMut::with_capacity(size);
+        out.put_u8(VERSION);
+        out.put_u8(tombstone | if trailers.is_some() { TRAILERS } else { 0 });
+        out.put_u16(self.status.as_u16());
+        put_headers(&mut out, &self.headers);
+        if let Some(trailers) = trailers {
+            put_headers(&mut out, trailers);
+        }
+        // `max_kept_body` is below 4 GiB, see its setter.
+        out.put_u32(u32::try_from(body.len()).unwrap_or(u32::MAX));
+        out.put_slice(body);
+        out.freeze()
+    }
+
+    pub(crate) fn decode(bytes: &Bytes) -> Result<Self, UnreadableRecord> {
+        let cut = UnreadableRecord("it is cut short");
+        let mut rest = bytes.clone();
+        if rest.try_get_u8() != Ok(VERSION) {
+            return Err(UnreadableRecord("its version is unknown"));
+        }
+        let flags = rest.try_get_u8().map_err(|_| cut)?;
+        if flags & !(TOMBSTONE | TRAILERS) != 0 {
+            return Err(UnreadableRecord("its flags are unknown"));
+        }
+        let status = rest.try_get_u16().map_err(|_| cut)?;
+        let status = StatusCode::from_u16(status).map_err(|_| UnreadableRecord("its status is none"))?;
+        let headers = get_headers(&mut rest)?;
+        let trailers = if flags & TRAILERS != 0 { Some(get_headers(&mut rest)?) } else { None };
+        let length = rest.try_get_u32().map_err(|_| cut)?;
+        if rest.len() as u64 != u64::from(length) {
+            return Err(UnreadableRecord("its length is off"));
+        }
+        let content = match flags & TOMBSTONE {
+            0 => Content::Kept { body: rest, trailers },
+            _ => Content::Tombstone,
+        };
+        Ok(Self { status, headers, content })
+    }
+}
+
+impl Record {
+    /// The outcome told again.
+    pub(crate) fn replay<R>(&self, replay: Replay) -> Result<Response<ResponseBody<R>>, Rejection> {
+        let (body, trailers) = match (&self.content, replay) {
+            (Content::Kept { body, trailers }, _) => (body.clone(), trailers.clone()),
+            (Content::Tombstone, Replay::Acknowledge) => (Bytes::new(), None),
+            (Content::Tombstone, Replay::Outcome) => return Err(Rejection::OutcomeNotRetained),
+        };
+        let mut headers = self.headers.clone();
+        let status = match replay {
+            Replay::Acknowledge => StatusCode::OK,
+            Replay::Outcome => self.status,
+        };
+        if status != self.status {
+            headers.remove(header::CONTENT_RANGE);
+        }
+        // RFC 9110 §8.6: none in a 1xx or 204, and in a 304 only what a 200 would have had.
+        let has_length = !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        if has_length && trailers.is_none() {
+            headers.insert(header::CONTENT_LENGTH, body.len().into());
+        }
+        headers.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+        let mut response = Response::new(ResponseBody::buffered(body, trailers));
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        Ok(response)
+    }
+}
+
+fn kept_headers(headers: &HeaderMap) -> HeaderMap {
+    let mut kept = headers.clone();
+    let listed = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    for name in listed.flat_map(|value| value.split(',')) {
+        kept.remove(name.trim());
+    }
+    for name in &NEVER_KEPT {
+        kept.remove(name);
+    }
+    kept
+}
+
+fn put_headers(out: &mut BytesMut, headers: &HeaderMap) {
+    // An `http::HeaderMap` has at most 2¹⁵ values, and names of less than 2¹⁶ bytes.
+    out.put_u16(u16::try_from(headers.len()).unwrap_or(u16::MAX));
+    for (name, value) in headers {
+        out.put_u16(u16::try_from(name.as_str().len()).unwrap_or(u16::MAX));
+        out.put_slice(name.as_str().as_bytes());
+        out.put_u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
+        out.put_slice(value.as_bytes());
+    }
+}
+
+fn get_headers(rest: &mut Bytes) -> Result<HeaderMap, UnreadableRecord> {
+    let cut = UnreadableRecord("it is cut short");
+    let count = rest.try_get_u16().map_err(|_| cut)?;
+    let mut headers = HeaderMap::new();
+    for _ in 0..count {
+        let length = rest.try_get_u16().map_err(|_| cut)?;
+        let name = take(rest, usize::from(length))?;
+        let length = rest.try_get_u32().map_err(|_| cut)?;
+        let value = take(rest, length as usize)?;
+        let name = HeaderName::from_bytes(&name).map_err(|_| UnreadableRecord("a header name is none"))?;
+        let value = HeaderValue::from_maybe_shared(value).map_err(|_| UnreadableRecord("a header value is none"))?;
+        headers.try_append(name, value).map_err(|_| UnreadableRecord("it has too many headers"))?;
+    }
+    Ok(headers)
+}
+
+fn take(rest: &mut Bytes, length: usize) -> Result<Bytes, UnreadableRecord> {
+    if rest.len() < length {
+        return Err(UnreadableRecord("it is cut short"));
+    }
+    Ok(rest.split_to(length))
+}
+
+// === impl UnreadableRecord ===
+
+impl fmt::Display for UnreadableRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a kept outcome cannot be read: {}", self.0)
+    }
+}
+
+impl std::error::Error for UnreadableRecord {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(status: u16, headers: &[(&'static str, &[u8])]) -> response::Parts {
+        let mut response = http::Response::builder().status(status);
+        for (name, value) in headers {
+            response = response.header(*name, *value);
+        }
+        response.body(()).unwrap().into_parts().0
+    }
+
+    fn trailers() -> HeaderMap {
+        HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))])
+    }
+
+    #[test]
+    fn the_layout_does_not_change() {
+        let head = head(201, &[("x-a", b"1"), ("x-a", b"\xff")]);
+        let kept = Record::kept(&head, Bytes::from_static(b"body"), Some(trailers()));
+        let golden: &[u8] = b"\x01\x02\x00\xc9\
+            \x00\x02\x00\x03x-a\x00\x00\x00\x011\x00\x03x-a\x00\x00\x00\x01\xff\
+            \x00\x01\x00\x0bgrpc-status\x00\x00\x00\x010\
+            \x00\x00\x00\x04body";
+        assert_eq!(kept.encode(), golden);
+        assert_eq!(Record::decode(&Bytes::from_static(golden)), Ok(kept));
+
+        let tombstone = Record::tombstone(&head);
+        let golden: &[u8] = b"\x01\x01\x00\xc9\
+            \x00\x02\x00\x03x-a\x00\x00\x00\x011\x00\x03x-a\x00\x00\x00\x01\xff\
+            \x00\x00\x00\x00";
+        assert_eq!(tombstone.encode(), golden);
+        assert_eq!(Record::decode(&Bytes::from_static(golden)), Ok(tombstone));
+    }
+
+    #[test]
+    fn nothing_but_a_whole_record_is_read() {
+        let head = head(200, &[("x-a", b"1")]);
+        let whole = Record::kept(&head, Bytes::from_static(b"body"), Some(trailers())).encode();
+        for length in 0..whole.len() {
+            assert!(Record::decode(&whole.slice(..length)).is_err(), "{length} bytes were read");
+        }
+        for (at, byte) in [(0, 2), (1, 4), (2, 0), (7, b' ')] {
+            let mut changed = whole.to_vec();
+            changed[at] = byte;
+            changed[3] = if at == 2 { 0 } else { changed[3] };
+            let changed = Bytes::from(changed);
+            if at != 7 {
+                assert!(Record::decode(&changed).is_err(), "byte {at} as {byte} was read");
+            }
+        }
+        let longer = Bytes::from([&whole[..], b"x"].concat());
+        assert!(Record::decode(&longer).is_err());
+        assert!(Record::decode(&Bytes::from_static(b"rubbish under the key")).is_err());
+    }
+
+    #[test]
+    fn repeated_headers_keep_their_order_and_one_connections_headers_are_dropped() {
+        let head = head(
+            200,
+            &[
+                ("x-a", b"1"),
+                ("set-cookie", b"a=1"),
+                ("connection", b"close, X-Hop"),
+                ("x-hop", b"1"),
+                ("x-a", b"2"),
+                ("content-length", b"4"),
+                ("date", b"today"),
+            ],
+        );
+        let record = Record::kept(&head, Bytes::new(), None);
+        assert_eq!(record.headers.get_all("x-a").iter().collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(record.headers.len(), 2);
+    }
+
+    #[test]
+    fn an_acknowledgement_is_always_200() {
+        let head = head(206, &[("content-range", b"bytes 0-3/9"), ("x-a", b"1")]);
+        let record = Record::kept(&head, Bytes::from_static(b"body"), None);
+        let replay = record.replay::<http_body_util::Empty<Bytes>>(Replay::Acknowledge).unwrap();
+        assert_eq!(replay.status(), StatusCode::OK);
+        assert_eq!(replay.headers().get("content-range"), None);
+        assert_eq!(replay.headers()["content-length"], "4");
+        let replay = record.replay::<http_body_util::Empty<Bytes>>(Replay::Outcome).unwrap();
+        assert_eq!(replay.status(), StatusCode::PARTIAL_CONTENT);
+        assert!(replay.headers().contains_key("content-range"));
+    }
+
+    #[test]
+    fn a_replay_without_content_has_no_length() {
+        let record = Record::kept(&head(204, &[]), Bytes::new(), None);
+        let replay = record.replay::<http_body_util::Empty<Bytes>>(Replay::Outcome).unwrap();
+        assert_eq!((replay.status(), replay.headers().get("content-length")), (StatusCode::NO_CONTENT, None));
+    }
+
+    #[test]
+    fn a_tombstone_says_nothing_about_a_body() {
+        let head =
+            head(200, &[("content-type", b"text/csv"), ("content-digest", b"x"), ("etag", b"\"1\""), ("x-a", b"1")]);
+        let record = Record::tombstone(&head);
+        assert_eq!(record.headers.keys().collect::<Vec<_>>(), ["x-a"]);
+    }
+}

@@ -1,0 +1,246 @@
+//! The way of one request.
+//!
+//! ```text
+//! request ─► applies? ─► body, key ─► claim ─┬─ acquired ─► run inner in a task, renew lease ─► keep / release ─► respond
+//!               │            │               ├─ done     ─► replay
+//!               no           none            ├─ running  ─► attach ─► (done | free again ─► claim | patience over ─► refuse)
+//!               ▼            ▼               ├─ mismatch ─► refuse | replay
+//!           pass through  contract           └─ store down ─► refuse 503 | bypass
+//! ```
+
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response, request};
+use http_body::Body;
+use tokio::time::{Instant, timeout};
+use tower::{BoxError, Service};
+
+use crate::attempt::{Asked, Lease, Run};
+use crate::body::{RequestBody, ResponseBody};
+use crate::flight::{Landing, Seat, Turn};
+use crate::intake::{Intake, Keyed, take_in};
+use crate::key::Key;
+use crate::ledger::Ledger;
+use crate::policy::{OnStoreError, Policy};
+use crate::record::Record;
+use crate::rejection::Rejection;
+use crate::store::{Entry, State};
+use crate::telemetry::{self, Outcome, PassedThrough, Report};
+
+/// A service behind an [`IdempotencyLayer`](crate::IdempotencyLayer). See the [crate docs](crate) for an example.
+///
+/// It is always ready. An attempt readies a clone of the inner service when it has its claim, so only requests that run
+/// hold what the inner service is short of, and duplicates that wait hold nothing.
+#[derive(Clone, Debug)]
+pub struct Idempotency<S> {
+    inner: S,
+    ledger: Ledger,
+    policy: Arc<Policy>,
+}
+
+/// The response of an [`Idempotency`] service.
+pub struct ResponseFuture<R, E>(Pin<Box<dyn Future<Output = Answer<R, E>> + Send>>);
+
+type Answer<R, E> = Result<Response<ResponseBody<R>>, E>;
+
+impl<S> Idempotency<S> {
+    pub(crate) const fn new(inner: S, ledger: Ledger, policy: Arc<Policy>) -> Self {
+        Self { inner, ledger, policy }
+    }
+
+    /// The inner service.
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The inner service.
+    pub const fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The inner service.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+
+    async fn run<B, R>(self, request: Request<B>) -> Answer<R, S::Error>
+    where
+        S: Service<Request<RequestBody<B>>, Response = Response<R>> + Send + 'static,
+        S::Error: Send + 'static,
+        S::Future: Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        R: Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        let mut report = Report::open(self.policy.contract);
+        let (head, body) = request.into_parts();
+        if !self.policy.applies(&head) {
+            let outcome = Outcome::PassedThrough(PassedThrough::NotApplicable);
+            return self.run_unprotected(head, RequestBody::untouched(body), outcome, report).await;
+        }
+        let Keyed { parts, fingerprint, body, failed } = match take_in(&self.policy, &head, body).await {
+            Intake::Keyed(keyed) => keyed,
+            Intake::PassThrough(body, why) => {
+                return self.run_unprotected(head, body, Outcome::PassedThrough(why), report).await;
+            }
+            Intake::Refuse(refusal) => return Ok(self.refuse(refusal, report)),
+        };
+        let key = self.policy.stored_key(&head, &parts);
+        report.key(key);
+        let mut seat = Seat::take(&self.ledger, key, fingerprint, self.policy.refuses_other(fingerprint));
+        let patience = Instant::now() + self.policy.patience;
+        loop {
+            let turn = seat.turn(patience).await;
+            report.waited(seat.has_waited());
+            let lead = match turn {
+                Turn::Lead(lead) => lead,
+                Turn::Landed(Landing::Done { fingerprint: first, record }) => {
+                    return Ok(self.replay(&record, seat.differs_from(first), report));
+                }
+                Turn::Landed(Landing::Failed) => return Ok(self.refuse(Rejection::AttemptFailed, report)),
+                Turn::Landed(Landing::StoreUnavailable) => return self.without_store(head, body, report).await,
+                Turn::Mismatch => return Ok(self.refuse(Rejection::KeyReused, report)),
+                Turn::OutOfPatience => return Ok(self.refuse(Rejection::Running, report)),
+                Turn::Full => return Ok(self.refuse(Rejection::Overloaded, report)),
+            };
+            let Some(ticket) = self.ledger.attempt() else {
+                return Ok(self.replay_at_most(key, seat, report).await);
+            };
+            match Lease::ask(&self.ledger, key, self.policy.claim(fingerprint)).await {
+                Ok(Asked::Acquired(lease)) => {
+                    drop(seat);
+                    let run = Run::new(self.policy, lease, lead, failed, ticket);
+                    return run.start(self.inner, Request::from_parts(head, body), report).await;
+                }
+                Ok(Asked::Done { fingerprint: first, record }) => match Record::decode(&record) {
+                    Ok(record) => {
+                        let record = Arc::new(record);
+                        lead.land(Landing::Done { fingerprint: first, record: Arc::clone(&record) });
+                        return Ok(self.replay(&record, seat.differs_from(first), report));
+                    }
+                    Err(error) => {
+                        telemetry::unreadable(&key, error);
+                        lead.land(Landing::StoreUnavailable);
+                        return self.without_store(head, body, report).await;
+                    }
+                },
+                Ok(Asked::Running { fingerprint: first, lease_left }) => lead.running_elsewhere(first, lease_left),
+                Ok(Asked::Mismatch) => return Ok(self.refuse(Rejection::KeyReused, report)),
+                Err(_) => {
+                    lead.land(Landing::StoreUnavailable);
+                    return self.without_store(head, body, report).await;
+                }
+            }
+        }
+    }
+
+    /// Passes a request on as if the layer were not there, except that no wait is without an end.
+    async fn run_unprotected<B, R>(
+        mut self,
+        head: request::Parts,
+        body: RequestBody<B>,
+        outcome: Outcome,
+        report: Report,
+    ) -> Answer<R, S::Error>
+    where
+        S: Service<Request<RequestBody<B>>, Response = Response<R>>,
+    {
+        match timeout(self.policy.ready_timeout, poll_fn(|cx| self.inner.poll_ready(cx))).await {
+            Ok(ready) => ready?,
+            Err(_) => return Ok(self.refuse(Rejection::InnerNotReady, report)),
+        }
+        report.close(outcome);
+        let response = self.inner.call(Request::from_parts(head, body)).await?;
+        Ok(response.map(ResponseBody::inner))
+    }
+
+    /// Nobody knows whether the event has been seen.
+    async fn without_store<B, R>(
+        self,
+        head: request::Parts,
+        body: RequestBody<B>,
+        report: Report,
+    ) -> Answer<R, S::Error>
+    where
+        S: Service<Request<RequestBody<B>>, Response = Response<R>>,
+    {
+        match self.policy.on_store_error {
+            OnStoreError::Refuse => Ok(self.refuse(Rejection::StoreUnavailable, report)),
+            OnStoreError::Bypass => self.run_unprotected(head, body, Outcome::Bypassed, report).await,
+        }
+    }
+
+    /// No attempt may start, but what has finished can still be told.
+    async fn replay_at_most<R>(self, key: Key, seat: Seat, report: Report) -> Response<ResponseBody<R>> {
+        let found = self.ledger.lookup(&key).await;
+        if let Ok(Some(Entry { fingerprint: first, state: State::Done(record), .. })) = found
+            && let Ok(record) = Record::decode(&record)
+        {
+            return match seat.refuses(first) {
+                true => self.refuse(Rejection::KeyReused, report),
+                false => self.replay(&record, seat.differs_from(first), report),
+            };
+        }
+        let draining = self.ledger.is_draining();
+        self.refuse(if draining { Rejection::ShuttingDown } else { Rejection::Overloaded }, report)
+    }
+
+    fn replay<R>(&self, record: &Record, other_payload: bool, report: Report) -> Response<ResponseBody<R>> {
+        match record.replay(self.policy.replay) {
+            Ok(response) => {
+                report.close(Outcome::Replayed { other_payload });
+                response
+            }
+            Err(refusal) => self.refuse(refusal, report),
+        }
+    }
+
+    fn refuse<R>(&self, refusal: Rejection, report: Report) -> Response<ResponseBody<R>> {
+        report.close(Outcome::Refused(refusal));
+        self.policy.refuse(refusal)
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for Idempotency<S>
+where
+    S: Service<Request<RequestBody<B>>, Response = Response<R>> + Clone + Send + 'static,
+    S::Error: Send + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Send,
+    R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    type Response = Response<ResponseBody<R>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<R, S::Error>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        ResponseFuture(Box::pin(self.clone().run(request)))
+    }
+}
+
+// === impl ResponseFuture ===
+
+impl<R, E> Future for ResponseFuture<R, E> {
+    type Output = Answer<R, E>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl<R, E> fmt::Debug for ResponseFuture<R, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
