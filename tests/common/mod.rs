@@ -1,5 +1,7 @@
-//! Real servers for tests: started on free ports, ended with the test that started them.
+//! What the tests share: real servers, stores that can be made to fail, and a service behind the layer.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod app;
 pub mod redis;
+pub mod stores;

@@ -1,0 +1,146 @@
+//! The stores a promise is kept on, and the faults they are given.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tower_idempotency::key::Key;
+use tower_idempotency::store::{Claim, Claimed, Entry, Forgotten, Hold, Store, StoreError};
+use tower_idempotency::{Ledger, MemoryStore, RedisStore};
+
+use super::redis::RedisServer;
+
+/// One store, seen by several processes.
+pub struct Stores {
+    store: Kind,
+    faults: Faults,
+    pub server: Option<RedisServer>,
+}
+
+/// What a process holds of it: the real store, with what goes wrong on the way there and back.
+#[derive(Clone)]
+pub struct TestStore {
+    inner: Kind,
+    faults: Faults,
+}
+
+#[derive(Clone)]
+enum Kind {
+    Memory(MemoryStore),
+    Redis(RedisStore),
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Step {
+    Claim,
+    Complete,
+    Release,
+    Renew,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Fault {
+    /// Neither the request nor an answer arrives.
+    Hang,
+    /// It is done and the answer is lost.
+    LoseAnswer,
+    /// It is not done, and nobody can know.
+    LoseRequest,
+}
+
+type Faults = Arc<Mutex<Vec<(Step, Fault, u32)>>>;
+
+impl Stores {
+    pub fn memory() -> Self {
+        Self { store: Kind::Memory(MemoryStore::new()), faults: Faults::default(), server: None }
+    }
+
+    pub fn redis() -> Self {
+        let server = RedisServer::start();
+        Self { store: Kind::Redis(server.store()), faults: Faults::default(), server: Some(server) }
+    }
+
+    /// The store as one more process sees it, with a connection of its own.
+    pub fn store(&self) -> TestStore {
+        let inner = match (&self.store, &self.server) {
+            (_, Some(server)) => Kind::Redis(server.store()),
+            (kind, None) => kind.clone(),
+        };
+        TestStore { inner, faults: Arc::clone(&self.faults) }
+    }
+
+    /// One more process.
+    pub fn ledger(&self) -> Ledger {
+        Ledger::new(self.store())
+    }
+
+    /// The next calls of a step go wrong, so many times.
+    pub fn fail(&self, step: Step, fault: Fault, times: u32) {
+        self.faults.lock().unwrap().push((step, fault, times));
+    }
+
+    /// From here on nothing goes wrong.
+    pub fn heal(&self) {
+        self.faults.lock().unwrap().clear();
+    }
+}
+
+impl TestStore {
+    async fn with<T>(&self, step: Step, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        match self.fault(step) {
+            None => call.await,
+            Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::LoseAnswer) => {
+                let _ = call.await;
+                Err(StoreError::unknown("the answer was lost"))
+            }
+            Some(Fault::LoseRequest) => Err(StoreError::unknown("the request was lost")),
+        }
+    }
+
+    fn fault(&self, step: Step) -> Option<Fault> {
+        let mut faults = self.faults.lock().unwrap();
+        let (_, fault, left) = faults.iter_mut().find(|(of, _, left)| *of == step && *left > 0)?;
+        *left -= 1;
+        Some(*fault)
+    }
+}
+
+macro_rules! delegate {
+    ($self:ident, $method:ident($($arg:expr),*)) => {
+        match &$self.inner {
+            Kind::Memory(store) => store.$method($($arg),*).await,
+            Kind::Redis(store) => store.$method($($arg),*).await,
+        }
+    };
+}
+
+impl Store for TestStore {
+    async fn claim(&self, key: &Key, claim: &Claim) -> Result<Claimed, StoreError> {
+        self.with(Step::Claim, async { delegate!(self, claim(key, claim)) }).await
+    }
+
+    async fn renew(&self, key: &Key, claim: &Claim) -> Result<Hold, StoreError> {
+        self.with(Step::Renew, async { delegate!(self, renew(key, claim)) }).await
+    }
+
+    async fn complete(&self, key: &Key, claim: &Claim, record: Bytes) -> Result<Hold, StoreError> {
+        self.with(Step::Complete, async { delegate!(self, complete(key, claim, record)) }).await
+    }
+
+    async fn release(&self, key: &Key, claim: &Claim, remember: Duration) -> Result<Hold, StoreError> {
+        self.with(Step::Release, async { delegate!(self, release(key, claim, remember)) }).await
+    }
+
+    async fn lookup(&self, key: &Key) -> Result<Option<Entry>, StoreError> {
+        delegate!(self, lookup(key))
+    }
+
+    async fn forget(&self, key: &Key, force: bool) -> Result<Forgotten, StoreError> {
+        delegate!(self, forget(key, force))
+    }
+
+    async fn changed(&self, key: &Key) {
+        delegate!(self, changed(key));
+    }
+}
