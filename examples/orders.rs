@@ -1,0 +1,284 @@
+//! A shop: an order event arrives, an invoice is made, stock goes down. Once, whatever happens.
+//!
+//! ```text
+//! cargo run --example orders
+//! ```
+//!
+//! Settings, from the environment: `ADDR` (`127.0.0.1:3000`), `REDIS_URL` (unset: the store is in memory), and `LEASE_MS`,
+//! `RETENTION_MS` and `PATIENCE_MS`, which override the defaults of all routes.
+//!
+//! To rehearse trouble, the three POST routes take query parameters: `delay_ms` sleeps before the effect, `after_ms` after
+//! it, and `fail=500` or `fail=panic` fails the first run for a key before its effect, or the first `times` runs.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::error::Error;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::ListenerExt as _;
+use axum::{Extension, Json, Router};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::time::sleep;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_idempotency::{Attempt, IdempotencyLayer, Ledger, MemoryStore, RedisStore, caller, key};
+
+const INITIAL_STOCK: u64 = 1000;
+
+/// What happened in this process.
+#[derive(Clone, Debug, Default)]
+struct Books(Arc<Mutex<Pages>>);
+
+#[derive(Clone, Debug, Default, Serialize)]
+struct Pages {
+    orders: u64,
+    invoices: u64,
+    stock: BTreeMap<String, u64>,
+    deliveries: u64,
+    /// How often a protected handler was entered.
+    runs: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Order {
+    sku: String,
+    quantity: u64,
+}
+
+/// An order that was placed.
+#[derive(Debug, Serialize)]
+struct Placed {
+    order: u64,
+    invoice: u64,
+    sku: String,
+    quantity: u64,
+}
+
+/// A delivery that was counted.
+#[derive(Debug, Serialize)]
+struct Counted {
+    delivery: u64,
+}
+
+/// What is to go wrong.
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+struct Trouble {
+    delay_ms: u64,
+    after_ms: u64,
+    fail: Option<Failure>,
+    times: u32,
+}
+
+#[derive(Debug, Deserialize)]
+enum Failure {
+    #[serde(rename = "500")]
+    Status,
+    #[serde(rename = "panic")]
+    Panic,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).init();
+
+    // One store, one ledger, and on it a layer for each rule.
+    let (ledger, store) = match env::var("REDIS_URL") {
+        Ok(url) => (Ledger::new(RedisStore::new(&url)?), "Redis"),
+        Err(_) => (Ledger::new(MemoryStore::new()), "memory"),
+    };
+    let orders = IdempotencyLayer::api(&ledger, caller::authorization()).require_key();
+    let shop = IdempotencyLayer::webhook(&ledger, key::header("X-Idempotency-Key").or(key::json("$.event_id")));
+    // Postmark delivers, opens and clicks one message, for each of its recipients.
+    let postmark = IdempotencyLayer::webhook(
+        &ledger,
+        key::json("$.MessageID")
+            .and(key::json("$.Recipient"))
+            .and_optional(key::json("$.RecordType"))
+            .and_optional(key::json("$.ReceivedAt")),
+    );
+
+    let app = Router::new()
+        .route("/orders", post(place_order).layer(configured(orders)?))
+        .route("/webhooks/shop", post(receive_order).layer(configured(shop)?))
+        .route("/webhooks/postmark", post(count_delivery).layer(configured(postmark)?))
+        .route("/books", get(show_books))
+        // A panic goes through the layer, which lets the next delivery run; here it becomes a 500.
+        .layer(CatchPanicLayer::new())
+        .with_state(Books::default());
+
+    let addr = env::var("ADDR").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
+    let listener = TcpListener::bind(&addr).await?;
+    introduce(&listener.local_addr()?.to_string(), store);
+    let listener = listener.tap_io(|connection| {
+        // Without it small answers may wait for the acknowledgement of what went before.
+        let _ = connection.set_nodelay(true);
+    });
+    axum::serve(listener, app).with_graceful_shutdown(asked_to_stop()).await?;
+    ledger.drain(Duration::from_secs(10)).await?;
+    Ok(())
+}
+
+/// `POST /orders`: a client of the shop's API.
+async fn place_order(
+    State(books): State<Books>,
+    Query(trouble): Query<Trouble>,
+    attempt: Option<Extension<Attempt>>,
+    body: Bytes,
+) -> Response {
+    match order(&books, &trouble, attempt, &body).await {
+        Ok(order) => {
+            let location = format!("/orders/{}", order.order);
+            (StatusCode::CREATED, [(header::LOCATION, location)], Json(order)).into_response()
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// `POST /webhooks/shop`: the shop's platform tells of an order.
+async fn receive_order(
+    State(books): State<Books>,
+    Query(trouble): Query<Trouble>,
+    attempt: Option<Extension<Attempt>>,
+    body: Bytes,
+) -> Response {
+    match order(&books, &trouble, attempt, &body).await {
+        Ok(order) => Json(order).into_response(),
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// `POST /webhooks/postmark`: a mail was delivered, opened or clicked.
+async fn count_delivery(
+    State(books): State<Books>,
+    Query(trouble): Query<Trouble>,
+    attempt: Option<Extension<Attempt>>,
+) -> Result<Json<Counted>, StatusCode> {
+    enter(&books, &trouble, attempt).await?;
+    let delivery = {
+        let mut pages = books.open();
+        pages.deliveries += 1;
+        pages.deliveries
+    };
+    sleep(Duration::from_millis(trouble.after_ms)).await;
+    Ok(Json(Counted { delivery }))
+}
+
+async fn show_books(State(books): State<Books>) -> Json<Pages> {
+    Json(books.open().clone())
+}
+
+/// The order, its invoice and its stock.
+async fn order(
+    books: &Books,
+    trouble: &Trouble,
+    attempt: Option<Extension<Attempt>>,
+    body: &[u8],
+) -> Result<Placed, StatusCode> {
+    enter(books, trouble, attempt).await?;
+    let Order { sku, quantity } = serde_json::from_slice(body).map_err(|_| StatusCode::BAD_REQUEST)?;
+    let placed = {
+        let mut pages = books.open();
+        let stock = pages.stock.entry(sku.clone()).or_insert(INITIAL_STOCK);
+        *stock = stock.checked_sub(quantity).ok_or(StatusCode::CONFLICT)?;
+        pages.orders += 1;
+        pages.invoices += 1;
+        Placed { order: pages.orders, invoice: pages.invoices, sku, quantity }
+    };
+    sleep(Duration::from_millis(trouble.after_ms)).await;
+    Ok(placed)
+}
+
+/// Counts the run, and fails it where that is to be rehearsed.
+async fn enter(books: &Books, trouble: &Trouble, attempt: Option<Extension<Attempt>>) -> Result<(), StatusCode> {
+    books.open().runs += 1;
+    sleep(Duration::from_millis(trouble.delay_ms)).await;
+    // Without a key there is no attempt, and every run is the first.
+    let number = attempt.map_or(1, |Extension(attempt)| attempt.number());
+    match trouble.fail {
+        Some(Failure::Status) if number <= trouble.times => Err(StatusCode::INTERNAL_SERVER_ERROR),
+        Some(Failure::Panic) if number <= trouble.times => panic!("run {number} was asked to panic"),
+        _ => Ok(()),
+    }
+}
+
+/// The layer with what the environment says.
+fn configured(mut layer: IdempotencyLayer) -> Result<IdempotencyLayer, Box<dyn Error>> {
+    if let Some(lease) = millis("LEASE_MS")? {
+        layer = layer.lease(lease);
+    }
+    if let Some(retention) = millis("RETENTION_MS")? {
+        layer = layer.retention(retention);
+    }
+    if let Some(patience) = millis("PATIENCE_MS")? {
+        layer = layer.patience(patience);
+    }
+    Ok(layer)
+}
+
+fn millis(name: &str) -> Result<Option<Duration>, Box<dyn Error>> {
+    let Ok(text) = env::var(name) else { return Ok(None) };
+    let millis = u64::from_str(&text).map_err(|error| format!("{name}: {error}"))?;
+    Ok(Some(Duration::from_millis(millis)))
+}
+
+/// Ctrl-C, or what a supervisor sends.
+async fn asked_to_stop() {
+    let interrupted = async { tokio::signal::ctrl_c().await.expect("a signal handler") };
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminated = signal(SignalKind::terminate()).expect("a signal handler");
+        tokio::select! {
+            () = interrupted => {}
+            _ = terminated.recv() => {}
+        }
+    }
+    #[cfg(not(unix))]
+    interrupted.await;
+}
+
+#[allow(clippy::print_stdout, reason = "it talks to whoever started it")]
+fn introduce(addr: &str, store: &str) {
+    println!(
+        r#"The shop is open at http://{addr} (store: {store}). Send each of these twice:
+
+  curl -i http://{addr}/orders -H 'Idempotency-Key: o-1' -H 'Authorization: Bearer me' -d '{{"sku":"tea","quantity":2}}'
+  curl -i http://{addr}/webhooks/shop -d '{{"event_id":"e-1","sku":"tea","quantity":3}}'
+  curl -i http://{addr}/webhooks/postmark -d '{{"MessageID":"m-1","Recipient":"a@example.com","RecordType":"Delivery"}}'
+
+Hang up after a second, and ask again; fail twice, then succeed:
+
+  curl -m 1 'http://{addr}/webhooks/shop?delay_ms=3000' -d '{{"event_id":"e-2","sku":"tea","quantity":3}}'
+  curl -i 'http://{addr}/webhooks/shop?fail=500&times=2' -d '{{"event_id":"e-3","sku":"tea","quantity":3}}'
+
+What happened:
+
+  curl http://{addr}/books
+"#
+    );
+}
+
+// === impl Books ===
+
+impl Books {
+    fn open(&self) -> MutexGuard<'_, Pages> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Trouble ===
+
+impl Default for Trouble {
+    fn default() -> Self {
+        Self { delay_ms: 0, after_ms: 0, fail: None, times: 1 }
+    }
+}
