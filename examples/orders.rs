@@ -230,20 +230,20 @@ fn millis(name: &str) -> Result<Option<Duration>, Box<dyn Error>> {
     Ok(Some(Duration::from_millis(millis)))
 }
 
-/// Ctrl-C, or what a supervisor sends.
+/// Returns at Ctrl-C, or when a supervisor asks.
 async fn asked_to_stop() {
-    let interrupted = async { tokio::signal::ctrl_c().await.expect("a signal handler") };
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
-        let mut terminated = signal(SignalKind::terminate()).expect("a signal handler");
-        tokio::select! {
-            () = interrupted => {}
-            _ = terminated.recv() => {}
+        if let Ok(mut terminated) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminated.recv() => {}
+            }
+            return;
         }
     }
-    #[cfg(not(unix))]
-    interrupted.await;
+    let _ = tokio::signal::ctrl_c().await;
 }
 
 #[allow(clippy::print_stdout, reason = "it talks to whoever started it")]

@@ -318,10 +318,10 @@ mod tests {
         let parts = [text("m"), Part::Number(Bytes::from_static(b"1")), Part::Bool(true), Part::Absent];
         let webhook = Policy::webhook(key::json("$.id"));
         let key = webhook.stored_key(&head(Request::post("/hooks?x=1")), &parts);
-        assert_eq!(key.to_string(), "GOLDEN-1");
+        assert_eq!(key.to_string(), "5OkhYnAxFcjRVNUN4nJTLZCN4so-bLgI");
         let api = Policy::api(caller::authorization());
         let key = api.stored_key(&head(Request::post("/orders").header("authorization", "Bearer a")), &parts[..1]);
-        assert_eq!(key.to_string(), "GOLDEN-2");
+        assert_eq!(key.to_string(), "9D7fsoSHT_36rONshjaUROxRd7Yk_fBQ");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What the crate promises, each promise on every store. The numbers are those of `DESIGN.md` §3.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test panics where it fails")]
+
 mod common;
 
 use std::future::pending;

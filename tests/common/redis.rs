@@ -3,12 +3,13 @@
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tower_idempotency::store::redis::RedisStore;
 
-/// How long a server may take to start on a busy machine.
-const START: Duration = Duration::from_secs(20);
+/// How long a server may take to start on a busy machine, and how often it is looked at.
+const LOOKS: u32 = 4000;
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// A server without persistence, killed when dropped.
 pub struct RedisServer {
@@ -37,15 +38,14 @@ impl RedisServer {
 
     /// Whether the server came up; it does not if somebody else took its port.
     fn is_up(&mut self) -> bool {
-        let started = Instant::now();
-        while started.elapsed() < START {
+        for _ in 0..LOOKS {
             if self.child.try_wait().expect("its own child").is_some() {
                 return false;
             }
             if TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok() {
                 return true;
             }
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(PAUSE);
         }
         false
     }

@@ -14,6 +14,8 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::time::Instant;
 
+use crate::store::StoreError;
+
 /// How long connecting may take, greeting included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -48,9 +50,20 @@ struct State {
 
 type Connecting = Shared<BoxFuture<'static, Result<Connection, RedisError>>>;
 
+/// Why a command has no result.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The server said so, and has done nothing.
+    Refused(RedisError),
+    /// It may have been done.
+    Unknown(RedisError),
+    /// It has not been sent.
+    Unsent(RedisError),
+}
+
 /// A connection and what is known of its health. Clones are one connection.
 #[derive(Clone, Debug)]
-pub(super) struct Connection {
+struct Connection {
     inner: MultiplexedConnection,
     health: Arc<Mutex<Health>>,
 }
@@ -76,8 +89,22 @@ impl Connector {
         Self { client, state: Arc::default() }
     }
 
-    /// The connection, new where there is none that works. An error means that nothing has been sent.
-    pub(super) async fn connection(&self) -> Result<Connection, RedisError> {
+    /// Sends a command, and sends it once more if the connection turns out to be cut or to lead to a replica: every step of
+    /// a store may be sent twice.
+    pub(super) async fn query(&self, command: &Cmd) -> Result<Value, Failure> {
+        let mut connection = self.connection().await.map_err(Failure::Unsent)?;
+        let first = match connection.query(command).await {
+            Err(error) if connection.is_condemned() => error,
+            result => return result.map_err(Failure::sent),
+        };
+        match self.connection().await {
+            Ok(mut connection) => connection.query(command).await.map_err(Failure::sent),
+            Err(_) => Err(Failure::sent(first)),
+        }
+    }
+
+    /// The connection, new where there is none that works.
+    async fn connection(&self) -> Result<Connection, RedisError> {
         let connecting = {
             let mut state = lock(&self.state);
             if state.current.as_ref().is_some_and(Connection::is_condemned) {
@@ -148,7 +175,7 @@ impl Connection {
         health.broken || health.silent >= MAX_SILENT
     }
 
-    pub(super) async fn query(&mut self, command: &Cmd) -> RedisResult<Value> {
+    async fn query(&mut self, command: &Cmd) -> RedisResult<Value> {
         let mut call = Call { health: &self.health, sent: Instant::now(), answered: false };
         let result = command.query_async(&mut self.inner).await;
         match &result {
@@ -164,14 +191,39 @@ impl Connection {
 }
 
 /// Whether the server itself said so. Everything else leaves open what it has done.
-pub(super) fn is_reply(error: &RedisError) -> bool {
+fn is_reply(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
 }
 
 /// Whether the server cannot write, and another may have taken its place.
-pub(super) fn is_from_replica(error: &RedisError) -> bool {
+fn is_from_replica(error: &RedisError) -> bool {
     let kind = error.kind();
     kind == ErrorKind::Server(ServerErrorKind::ReadOnly) || kind == ErrorKind::Server(ServerErrorKind::MasterDown)
+}
+
+// === impl Failure ===
+
+impl Failure {
+    fn sent(error: RedisError) -> Self {
+        if is_reply(&error) { Self::Refused(error) } else { Self::Unknown(error) }
+    }
+
+    /// What the server said, if it did.
+    pub(super) fn reply(&self) -> Option<&RedisError> {
+        match self {
+            Self::Refused(error) => Some(error),
+            Self::Unknown(_) | Self::Unsent(_) => None,
+        }
+    }
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused(error) | Failure::Unsent(error) => Self::refused(error),
+            Failure::Unknown(error) => Self::unknown(error),
+        }
+    }
 }
 
 // === impl Call ===

@@ -20,9 +20,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use redis::io::tcp::TcpSettings;
-use redis::{Client, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value};
+use redis::{Client, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Value};
 
-use self::connection::{Connection, Connector};
+use self::connection::{Connector, Failure};
 use self::layout::{Corrupt, Phase, millis};
 use self::script::Script;
 use super::{Claim, Claimed, Entry, Forgotten, Hold, State, Store, StoreError};
@@ -75,30 +75,32 @@ impl RedisStore {
         format!("{}:{{{key}}}", self.prefix)
     }
 
-    async fn connection(&self) -> Result<Connection, StoreError> {
-        self.connector.connection().await.map_err(StoreError::refused)
-    }
-
     /// `SET NX GET`: nothing where the key was absent and is now the claim's, else what stands there.
-    async fn set(&self, connection: &mut Connection, name: &str, running: &[u8], life: u64) -> RedisResult<Value> {
+    async fn set(&self, name: &str, running: &[u8], life: u64) -> Result<Value, Failure> {
         if !self.before_7.load(Ordering::Relaxed) {
             let mut set = redis::cmd("SET");
             set.arg(name).arg(running).arg("NX").arg("GET").arg("PX").arg(life);
-            match connection.query(&set).await {
-                Err(error) if is_syntax_error(&error) => self.before_7.store(true, Ordering::Relaxed),
+            match self.connector.query(&set).await {
+                Err(failure) if failure.reply().is_some_and(is_syntax_error) => {
+                    self.before_7.store(true, Ordering::Relaxed);
+                }
                 answer => return answer,
             }
         }
-        script::CLAIM.call(connection, name, &[running, life.to_string().as_bytes()]).await
+        self.call(&script::CLAIM, name, &[running, life.to_string().as_bytes()]).await
     }
 
-    async fn take_over(&self, key: &Key, claim: &Claim, connection: &mut Connection) -> Result<Claimed, StoreError> {
+    async fn call(&self, script: &Script, name: &str, args: &[&[u8]]) -> Result<Value, Failure> {
+        script.call(&self.connector, name, args).await
+    }
+
+    async fn take_over(&self, name: &str, claim: &Claim) -> Result<Claimed, StoreError> {
         let running = layout::encode(claim, Phase::Running, 1, &[]);
         let lease = millis(claim.lease);
         let life = (lease + millis(claim.retention)).to_string();
         let refuse_other: &[u8] = if claim.refuse_other { b"1" } else { b"0" };
         let args = [&running[..], life.as_bytes(), &lease.to_string().into_bytes(), refuse_other];
-        let answer = script::TAKEOVER.call(connection, &self.name(key), &args).await.map_err(store_error)?;
+        let answer = self.call(&script::TAKEOVER, name, &args).await?;
         let mut answer = answer.into_sequence().unwrap_or_default().into_iter();
         let verdict = answer.next().ok_or_else(unexpected)?;
         match text(&verdict)? {
@@ -115,8 +117,7 @@ impl RedisStore {
     }
 
     async fn step(&self, script: &Script, key: &Key, args: &[&[u8]]) -> Result<Hold, StoreError> {
-        let mut connection = self.connection().await?;
-        match script.call(&mut connection, &self.name(key), args).await.map_err(store_error)? {
+        match self.call(script, &self.name(key), args).await? {
             Value::Int(1) => Ok(Hold::Held),
             Value::Int(0) => Ok(Hold::Lost),
             _ => Err(unexpected()),
@@ -130,16 +131,15 @@ impl RedisStore {
 
 impl Store for RedisStore {
     async fn claim(&self, key: &Key, claim: &Claim) -> Result<Claimed, StoreError> {
-        let mut connection = self.connection().await?;
+        let name = self.name(key);
         let running = layout::encode(claim, Phase::Running, 1, &[]);
-        let life = millis(claim.lease) + millis(claim.retention);
-        let found = self.set(&mut connection, &self.name(key), &running, life).await.map_err(store_error)?;
+        let found = self.set(&name, &running, millis(claim.lease) + millis(claim.retention)).await?;
         if found == Value::Nil {
             return Ok(Claimed::Acquired { attempt: 1 });
         }
         match judge(bytes(Some(found))?, claim)? {
             Some(answer) => Ok(answer),
-            None => self.take_over(key, claim, &mut connection).await,
+            None => self.take_over(&name, claim).await,
         }
     }
 
@@ -162,10 +162,9 @@ impl Store for RedisStore {
     }
 
     async fn lookup(&self, key: &Key) -> Result<Option<Entry>, StoreError> {
-        let mut connection = self.connection().await?;
         let name = self.name(key);
-        let value = connection.query(redis::cmd("GET").arg(&name)).await.map_err(store_error)?;
-        let ttl = connection.query(redis::cmd("PTTL").arg(&name)).await.map_err(store_error)?;
+        let value = self.connector.query(redis::cmd("GET").arg(&name)).await?;
+        let ttl = self.connector.query(redis::cmd("PTTL").arg(&name)).await?;
         if value == Value::Nil {
             return Ok(None);
         }
@@ -181,9 +180,8 @@ impl Store for RedisStore {
     }
 
     async fn forget(&self, key: &Key, force: bool) -> Result<Forgotten, StoreError> {
-        let mut connection = self.connection().await?;
         let force: &[u8] = if force { b"1" } else { b"0" };
-        let answer = script::FORGET.call(&mut connection, &self.name(key), &[force]).await.map_err(store_error)?;
+        let answer = self.call(&script::FORGET, &self.name(key), &[force]).await?;
         match text(&answer)? {
             b"absent" => Ok(Forgotten::Absent),
             b"forgotten" => Ok(Forgotten::Forgotten),
@@ -210,15 +208,6 @@ fn judge(value: Bytes, claim: &Claim) -> Result<Option<Claimed>, StoreError> {
         Phase::Free if mine => Some(Claimed::Running { fingerprint, lease_left: Duration::ZERO }),
         Phase::Free | Phase::Running => None,
     })
-}
-
-/// An error reply says that nothing was done; anything else leaves it open.
-fn store_error(error: RedisError) -> StoreError {
-    if connection::is_reply(&error) && !connection::is_from_replica(&error) {
-        StoreError::refused(error)
-    } else {
-        StoreError::unknown(error)
-    }
 }
 
 fn is_syntax_error(error: &RedisError) -> bool {

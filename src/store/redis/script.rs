@@ -2,9 +2,9 @@
 
 use std::sync::LazyLock;
 
-use redis::{Cmd, ErrorKind, RedisResult, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 
-use super::connection::Connection;
+use super::connection::{Connector, Failure};
 
 /// One atomic step on one key.
 #[derive(Debug)]
@@ -42,14 +42,18 @@ impl Script {
 
     /// Calls the script on one key. `NOSCRIPT` is answered by sending the code, which loads it on the one node that
     /// lacks it.
-    pub(super) async fn call(&self, connection: &mut Connection, key: &str, args: &[&[u8]]) -> RedisResult<Value> {
-        match connection.query(&command("EVALSHA", &self.hash, key, args)).await {
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                connection.query(&command("EVAL", self.code, key, args)).await
+    pub(super) async fn call(&self, connector: &Connector, key: &str, args: &[&[u8]]) -> Result<Value, Failure> {
+        match connector.query(&command("EVALSHA", &self.hash, key, args)).await {
+            Err(failure) if failure.reply().is_some_and(is_unknown_script) => {
+                connector.query(&command("EVAL", self.code, key, args)).await
             }
             answer => answer,
         }
     }
+}
+
+fn is_unknown_script(reply: &RedisError) -> bool {
+    reply.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
 
 fn command(name: &str, script: &str, key: &str, args: &[&[u8]]) -> Cmd {

@@ -1,0 +1,651 @@
+//! The cells of the two contracts, each as a request sees it.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test panics where it fails")]
+
+mod common;
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, StreamBody};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, sleep};
+use tower::{Layer as _, ServiceExt as _, service_fn};
+use tower_idempotency::fingerprint::Payload;
+use tower_idempotency::key::{header, json};
+use tower_idempotency::{
+    Attempt, IdempotencyLayer, Ledger, MemoryStore, OnBadKey, OnOtherPayload, OnStoreError, OverLimit, Rejection,
+    Replay, caller,
+};
+
+use common::app::{Answer, App, Body, Incoming, answer, body, event, order};
+use common::stores::{Fault, Step, Stores};
+
+fn ledger() -> Ledger {
+    Ledger::new(MemoryStore::new())
+}
+
+fn webhook() -> IdempotencyLayer {
+    IdempotencyLayer::webhook(&ledger(), header("X-Id"))
+}
+
+fn api() -> IdempotencyLayer {
+    IdempotencyLayer::api(&ledger(), caller::shared())
+}
+
+/// Answers with the status the test wants, and the number of its run.
+fn app(layer: &IdempotencyLayer, status: u16) -> App {
+    App::new(layer, move |_, run| async move { answer(status, format!("run {run}")) })
+}
+
+/// Answers with the request body as the handler saw it.
+fn echo(layer: &IdempotencyLayer) -> App {
+    App::new(layer, |request: Incoming, _| async move {
+        let seen = request.into_body().collect().await?;
+        let mut response = answer(200, "")?;
+        *response.body_mut() = body(seen.to_bytes());
+        Ok(response)
+    })
+}
+
+fn frames(frames: Vec<io::Result<Frame<Bytes>>>) -> Body {
+    StreamBody::new(stream::iter(frames)).boxed_unsync()
+}
+
+fn chunk(text: &'static str) -> io::Result<Frame<Bytes>> {
+    Ok(Frame::data(Bytes::from_static(text.as_bytes())))
+}
+
+fn code(answer: &Answer) -> String {
+    answer.code().unwrap_or_default()
+}
+
+// Keys.
+
+#[tokio::test(start_paused = true)]
+async fn a_request_without_a_key_passes_through_unbuffered() {
+    for layer in [webhook(), api()] {
+        let app = App::new(&layer, |request: Incoming, _| async move {
+            assert!(request.extensions().get::<Attempt>().is_none());
+            // Its body never ends: whoever buffers it waits for ever.
+            assert!(request.into_body().frame().await.is_some());
+            answer(201, "ran")
+        });
+        for _ in 0..2 {
+            let endless = stream::iter([chunk("first")]).chain(stream::pending());
+            let request = Request::post("/").body(StreamBody::new(endless).boxed_unsync()).unwrap();
+            assert_eq!(app.send(request).await.body, "ran");
+        }
+        assert_eq!(app.runs(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_required_key_that_is_missing_is_refused() {
+    let app = app(&api().require_key().policy_url("https://example.com/retries"), 201);
+    let refused = app.send(Request::post("/orders").body(body("1")).unwrap()).await;
+    assert_eq!((refused.status.as_u16(), code(&refused).as_str()), (400, "key_missing"));
+    assert_eq!(refused.headers["content-type"], "application/problem+json");
+    assert_eq!(refused.headers["link"], "<https://example.com/retries>; rel=\"describedby\"");
+    assert_eq!(app.send(Request::get("/orders").body(body("")).unwrap()).await.status, 201, "a safe method passes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_malformed_key_is_refused_by_an_api_and_passed_through_by_a_webhook() {
+    let two = |name: &'static str| Request::post("/").header(name, "a").header(name, "b").body(body("1")).unwrap();
+    let api_app = app(&api(), 201);
+    let refused = api_app.send(two("idempotency-key")).await;
+    assert_eq!((refused.status.as_u16(), code(&refused).as_str(), api_app.runs()), (400, "key_malformed", 0));
+    let empty = Request::post("/").header("idempotency-key", "").body(body("1")).unwrap();
+    assert_eq!(code(&api_app.send(empty).await), "key_malformed");
+
+    let hook = app(&webhook(), 200);
+    hook.send(two("x-id")).await;
+    hook.send(two("x-id")).await;
+    assert_eq!(hook.runs(), 2);
+    let strict = app(&webhook().malformed_key(OnBadKey::Refuse), 200);
+    assert_eq!(code(&strict.send(two("x-id")).await), "key_malformed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_json_key_leaves_the_body_as_it_was() {
+    let app = echo(&IdempotencyLayer::webhook(&ledger(), json("$.data.id")));
+    let event = |text: &'static str| Request::post("/").body(body(text)).unwrap();
+    assert_eq!(app.send(event(r#"{"data": {"id": 1}}"#)).await.body, r#"{"data": {"id": 1}}"#);
+    let duplicate = app.send(event(r#"{"sent": 2, "data": {"id": 1}}"#)).await;
+    assert_eq!(duplicate.body, r#"{"data": {"id": 1}}"#);
+    assert!(duplicate.is_replayed());
+    for unkeyed in ["not json", r#"{"data": {"id": null}}"#, r#"{"data": {"id": 1, "id": 2}}"#, ""] {
+        for _ in 0..2 {
+            let answer = app.send(event(unkeyed)).await;
+            assert_eq!((&answer.body[..], answer.is_replayed()), (unkeyed.as_bytes(), false));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scope_separates_what_a_router_strips() {
+    let layer = api().scope(|head| head.headers.get("x-tenant").map(|tenant| tenant.as_bytes().to_vec()));
+    let app = app(&layer, 201);
+    let by = |tenant: &'static str| {
+        let mut request = order("k", "1");
+        request.headers_mut().insert("x-tenant", HeaderValue::from_static(tenant));
+        request
+    };
+    assert_eq!(app.send(by("a")).await.body, "run 1");
+    assert_eq!(app.send(by("b")).await.body, "run 2");
+    assert_eq!(app.send(order("k", "1")).await.body, "run 3");
+    assert_eq!(app.send(by("a")).await.body, "run 1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn method_and_path_are_part_of_the_scope() {
+    let app = app(&webhook(), 200);
+    let send = |method: Method, path: &str| {
+        app.send(Request::builder().method(method).uri(path).header("x-id", "e").body(body("")).unwrap())
+    };
+    assert_eq!(send(Method::POST, "/a").await.body, "run 1");
+    assert_eq!(send(Method::POST, "/b").await.body, "run 2");
+    assert_eq!(send(Method::PUT, "/a").await.body, "run 3");
+    assert_eq!(send(Method::POST, "/a?again").await.body, "run 1");
+    for _ in 0..2 {
+        assert!(!send(Method::HEAD, "/a").await.is_replayed());
+        assert!(!send(Method::OPTIONS, "/a").await.is_replayed());
+    }
+    assert_eq!(app.runs(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn methods_are_chosen() {
+    let app = app(&api().methods([Method::PUT]), 200);
+    for method in [Method::PUT, Method::PUT, Method::POST, Method::POST] {
+        let request = Request::builder().method(method).header("idempotency-key", "k").body(body("")).unwrap();
+        app.send(request).await;
+    }
+    assert_eq!(app.runs(), 3);
+}
+
+// Replays.
+
+#[tokio::test(start_paused = true)]
+async fn a_webhook_duplicate_is_answered_200_with_what_was_kept() {
+    for status in [200, 201, 202, 204] {
+        let app = app(&webhook(), status);
+        let first = app.send(event("e")).await;
+        let duplicate = app.send(event("e")).await;
+        assert_eq!((first.status.as_u16(), first.is_replayed()), (status, false));
+        assert_eq!((duplicate.status.as_u16(), duplicate.is_replayed()), (200, true));
+        assert_eq!((duplicate.body, app.runs()), (first.body, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_duplicate_is_answered_what_the_first_was() {
+    let layer = api();
+    let app = App::new(&layer, |_, run| async move {
+        let mut response = answer(201, format!("run {run}"))?;
+        let headers = response.headers_mut();
+        for (name, value) in [
+            ("location", "/o/1"),
+            ("x-a", "1"),
+            ("x-a", "2"),
+            ("set-cookie", "a=1"),
+            ("set-cookie", "b=2"),
+            ("www-authenticate", "Basic"),
+            ("authorization", "x"),
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+            ("keep-alive", "1"),
+            ("date", "today"),
+            ("content-type", "text/csv"),
+        ] {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        headers.append("x-bytes", HeaderValue::from_bytes(b"\xff\xfe").unwrap());
+        Ok(response)
+    });
+    let first = app.send(order("k", "1")).await;
+    assert_eq!(first.headers.get_all("set-cookie").iter().count(), 2);
+    let replay = app.send(order("k", "1")).await;
+    assert_eq!((replay.status, &replay.body), (first.status, &first.body));
+    let expected = HeaderMap::from_iter(
+        [
+            ("location", &b"/o/1"[..]),
+            ("x-a", b"1"),
+            ("content-type", b"text/csv"),
+            ("x-bytes", b"\xff\xfe"),
+            ("content-length", b"5"),
+            ("idempotent-replayed", b"true"),
+        ]
+        .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_bytes(value).unwrap())),
+    );
+    let mut expected = expected;
+    expected.append("x-a", HeaderValue::from_static("2"));
+    assert_eq!(replay.headers, expected);
+    assert_eq!(app.send(order("\"k\"", "1")).await.body, first.body, "quoted and bare are one key");
+}
+
+#[tokio::test(start_paused = true)]
+async fn outcomes_that_a_correct_retry_could_change_run_again() {
+    for (status, runs) in
+        [(200, 1), (303, 1), (400, 1), (422, 1), (401, 2), (404, 2), (409, 2), (429, 2), (500, 2), (503, 2)]
+    {
+        let app = app(&api(), status);
+        app.send(order("k", "1")).await;
+        assert_eq!(app.send(order("k", "1")).await.status.as_u16(), status);
+        assert_eq!(app.runs(), runs, "{status}");
+    }
+    for (status, runs) in [(200, 1), (303, 2), (400, 2), (403, 2), (406, 2), (410, 2), (500, 2)] {
+        let app = app(&webhook(), status);
+        app.send(event("e")).await;
+        assert_eq!(app.send(event("e")).await.status.as_u16(), status);
+        assert_eq!(app.runs(), runs, "{status}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_and_how_it_is_replayed_are_chosen() {
+    let app = app(&webhook().keep(|status| status == 404).replay(Replay::Outcome), 404);
+    app.send(event("e")).await;
+    assert_eq!((app.send(event("e")).await.status.as_u16(), app.runs()), (404, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn trailers_are_replayed() {
+    let app = App::new(&api(), |_, _| async {
+        let trailers = HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
+        Ok(Response::new(frames(vec![chunk("a"), chunk("b"), Ok(Frame::trailers(trailers))])))
+    });
+    let first = app.send(order("k", "1")).await;
+    let replay = app.send(order("k", "1")).await;
+    assert!(replay.is_replayed() && replay.trailers.is_some() && !replay.headers.contains_key("content-length"));
+    assert_eq!((first.body, first.trailers), (replay.body, replay.trailers));
+}
+
+#[tokio::test(start_paused = true)]
+async fn retention_counts_from_completion() {
+    let layer = webhook().retention(Duration::from_secs(10));
+    let app = App::new(&layer, |_, run| async move {
+        sleep(Duration::from_secs(8)).await;
+        answer(200, format!("run {run}"))
+    });
+    app.send(event("e")).await;
+    sleep(Duration::from_secs(9)).await;
+    assert_eq!(app.send(event("e")).await.body, "run 1");
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(app.send(event("e")).await.body, "run 2");
+}
+
+// Payloads.
+
+#[tokio::test(start_paused = true)]
+async fn another_payload_is_refused_by_an_api_and_a_duplicate_for_a_webhook() {
+    let app1 = app(&api(), 201);
+    app1.send(order("k", "1")).await;
+    let refused = app1.send(order("k", "2")).await;
+    assert_eq!((refused.status.as_u16(), code(&refused).as_str()), (422, "key_reused"));
+    assert!(app1.send(order("k", "1")).await.is_replayed(), "the first is still there");
+    assert_eq!(app1.send(order("l", "1")).await.body, "run 2", "two equal orders are legitimate");
+
+    let hook = app(&webhook(), 200);
+    hook.send(event("e")).await;
+    let other = Request::post("/hooks").header("x-id", "e").body(body("attempt: 2")).unwrap();
+    assert!(hook.send(other).await.is_replayed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_payload_takes_nothing_over_from_an_attempt_that_failed() {
+    let app = app(&api(), 500);
+    app.send(order("k", "1")).await;
+    assert_eq!(app.send(order("k", "2")).await.status, 422);
+    assert_eq!((app.send(order("k", "1")).await.status.as_u16(), app.runs()), (500, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn payloads_are_compared_as_chosen() {
+    let ignored = app(&api().fingerprint(Payload::Ignored), 201);
+    ignored.send(order("k", "1")).await;
+    assert!(ignored.send(order("k", "2")).await.is_replayed());
+    let told = app(&api().other_payload(OnOtherPayload::Replay), 201);
+    told.send(order("k", "1")).await;
+    assert!(told.send(order("k", "2")).await.is_replayed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_order_of_a_query_is_no_other_payload_and_its_values_are() {
+    let app = app(&api(), 201);
+    let send = |query: &str| {
+        let uri = format!("/orders?{query}");
+        app.send(Request::post(uri).header("idempotency-key", "k").body(body("")).unwrap())
+    };
+    send("a=1&b=2").await;
+    assert!(send("b=2&a=1").await.is_replayed());
+    assert_eq!(send("a=1&b=3").await.status, 422);
+}
+
+// Bodies.
+
+#[tokio::test(start_paused = true)]
+async fn a_body_over_the_limit_is_refused_by_counting() {
+    let app = echo(&webhook().max_request_body(4));
+    let of = |id: &str, body| Request::post("/").header("x-id", id).body(body).unwrap();
+    assert_eq!(app.send(of("a", frames(vec![chunk("ab"), chunk("cd")]))).await.body, "abcd");
+    for too_large in [body("abcde"), frames(vec![chunk("abc"), chunk("de")])] {
+        let refused = app.send(of("b", too_large)).await;
+        assert_eq!((refused.status.as_u16(), code(&refused).as_str()), (413, "body_too_large"));
+    }
+    assert_eq!((app.send(of("b", body("ab"))).await.body, app.runs()), ("ab".into(), 2), "nothing was claimed");
+
+    let lenient = echo(&webhook().max_request_body(4).over_limit(OverLimit::PassThrough));
+    for _ in 0..2 {
+        let large = of("a", frames(vec![chunk("abc"), chunk("def"), chunk("ghi")]));
+        assert_eq!(lenient.send(large).await.body, "abcdefghi");
+    }
+    assert_eq!(lenient.runs(), 2);
+    let none = echo(&webhook().max_request_body(0));
+    assert_eq!(none.send(of("a", body(""))).await.status, 200);
+    assert_eq!(none.send(of("b", body("a"))).await.status, 413);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_arrive_is_refused_and_claims_nothing() {
+    let app = echo(&webhook());
+    let of = |body| Request::post("/").header("x-id", "e").body(body).unwrap();
+    let started = Instant::now();
+    let stalled = StreamBody::new(stream::iter([chunk("half")]).chain(stream::pending())).boxed_unsync();
+    let refused = app.send(of(stalled)).await;
+    assert_eq!((refused.status.as_u16(), code(&refused).as_str()), (408, "body_timeout"));
+    assert_eq!(started.elapsed(), Duration::from_secs(30));
+    let broken = frames(vec![chunk("half"), Err(io::Error::other("reset"))]);
+    assert_eq!(code(&app.send(of(broken)).await), "body_unreadable");
+    assert_eq!((app.send(of(body("whole"))).await.body, app.runs()), ("whole".into(), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_trailers_reach_the_handler() {
+    let app = App::new(&webhook(), |request: Incoming, _| async move {
+        let seen = request.into_body().collect().await?;
+        let sum = seen.trailers().and_then(|trailers| trailers.get("x-sum")).cloned();
+        assert_eq!(sum, Some(HeaderValue::from_static("7")));
+        answer(200, seen.to_bytes().len().to_string())
+    });
+    let trailers = HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
+    let sent = frames(vec![chunk("abc"), Ok(Frame::trailers(trailers))]);
+    assert_eq!(app.send(Request::post("/").header("x-id", "e").body(sent).unwrap()).await.body, "3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_streamed_request_is_not_buffered_and_runs_again_when_it_broke() {
+    let app = App::new(&webhook().stream_request_body(), |request: Incoming, run| async move {
+        let whole = request.into_body().collect().await.is_ok();
+        answer(200, format!("run {run}, whole: {whole}"))
+    });
+    let of = |body| Request::post("/").header("x-id", "e").body(body).unwrap();
+    let broken = frames(vec![chunk("half"), Err(io::Error::other("reset"))]);
+    assert_eq!(app.send(of(broken)).await.body, "run 1, whole: false");
+    assert_eq!(app.send(of(body("x".repeat(3 << 20)))).await.body, "run 2, whole: true");
+    assert_eq!(app.send(of(body("x"))).await.body, "run 2, whole: true");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_response_is_passed_on_whole_and_leaves_a_tombstone() {
+    let large = || frames((0..5).map(|_| chunk("abcd")).collect());
+    let hook = App::new(&webhook().max_kept_body(10), move |_, _| async move {
+        Ok(Response::builder()
+            .header("content-type", "text/csv")
+            .header("etag", "1")
+            .header("x-a", "1")
+            .body(large())
+            .unwrap())
+    });
+    let first = hook.send(event("e")).await;
+    assert_eq!((&first.body[..], first.is_stored()), (&b"abcd".repeat(5)[..], false));
+    let duplicate = hook.send(event("e")).await;
+    assert_eq!((duplicate.status.as_u16(), &duplicate.body[..], hook.runs()), (200, &b""[..], 1));
+    assert!(duplicate.headers.contains_key("x-a") && !duplicate.headers.contains_key("etag"));
+    assert!(!duplicate.headers.contains_key("content-type"));
+
+    let app = App::new(&api().max_kept_body(10), move |_, _| async move { Ok(Response::new(body("x".repeat(11)))) });
+    let first = app.send(order("k", "1")).await;
+    assert_eq!(first.body.len(), 11);
+    let duplicate = app.send(order("k", "1")).await;
+    assert_eq!((duplicate.status.as_u16(), code(&duplicate).as_str()), (409, "outcome_not_retained"));
+    assert_eq!(app.runs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_response_keeps_its_length() {
+    let app = App::new(&api().max_kept_body(10), move |_, _| async move { Ok(Response::new(body("x".repeat(11)))) });
+    let response = app.call(order("k", "1")).await.unwrap();
+    assert_eq!(http_body::Body::size_hint(response.body()).exact(), Some(11));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_response_streams_on_and_leaves_a_tombstone_before_its_end() {
+    let more = Arc::new(Semaphore::new(0));
+    let gate = Arc::clone(&more);
+    let app = App::new(&webhook().lease(Duration::from_secs(3)), move |_, _| {
+        let gate = Arc::clone(&gate);
+        async move {
+            let rest = stream::once(async move {
+                gate.acquire().await.unwrap().forget();
+                chunk("second")
+            });
+            Ok(Response::new(StreamBody::new(stream::iter([chunk("first")]).chain(rest)).boxed_unsync()))
+        }
+    });
+    let started = Instant::now();
+    let response = app.call(event("e")).await.unwrap();
+    assert_eq!(started.elapsed(), Duration::from_millis(500));
+    assert_eq!(response.headers()["idempotency-stored"], "false");
+    let mut body = response.into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
+    // The lease is renewed while it streams.
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(code(&app.send(event("e")).await), "running");
+    more.add_permits(1);
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "second");
+    assert!(body.frame().await.is_none());
+    let duplicate = app.send(event("e")).await;
+    assert_eq!((duplicate.status.as_u16(), duplicate.is_replayed(), app.runs()), (200, true, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_frame_of_a_known_length_waits_for_the_tombstone() {
+    let stores = Stores::memory();
+    let layer = IdempotencyLayer::webhook(&stores.ledger(), header("X-Id")).max_kept_body(2);
+    let app = App::new(&layer, |_, _| async {
+        Ok(Response::builder().header("content-length", "4").body(frames(vec![chunk("ab"), chunk("cd")])).unwrap())
+    });
+    stores.fail(Step::Complete, Fault::LoseRequest, 3);
+    let mut body = app.call(event("e")).await.unwrap().into_body();
+    let mut read = Vec::new();
+    while let Some(frame) = body.frame().await {
+        read.extend_from_slice(&frame.unwrap().into_data().unwrap());
+        if read.len() == 4 {
+            let elsewhere = App::new(&layer, |_, _| async { answer(200, "ran again") });
+            assert!(elsewhere.send(event("e")).await.is_replayed());
+        }
+    }
+    assert_eq!(read, b"abcd");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_response_is_driven_to_its_end_without_its_client() {
+    let app = App::new(&webhook(), |_, run| async move {
+        let rest = stream::iter(0..10).then(|_| async {
+            sleep(Duration::from_secs(1)).await;
+            chunk("more")
+        });
+        assert_eq!(run, 1);
+        Ok(Response::new(StreamBody::new(rest).boxed_unsync()))
+    });
+    drop(app.call(event("e")).await.unwrap());
+    assert_eq!(code(&app.send(event("e")).await), "running");
+    sleep(Duration::from_secs(10)).await;
+    assert!(app.send(event("e")).await.is_replayed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_response_that_breaks_runs_again() {
+    let app = App::new(&webhook(), |_, run| async move {
+        if run > 1 {
+            return answer(200, "whole");
+        }
+        let rest = stream::once(async {
+            sleep(Duration::from_secs(1)).await;
+            Err(io::Error::other("broken off"))
+        });
+        Ok(Response::new(StreamBody::new(rest).boxed_unsync()))
+    });
+    let response = app.call(event("e")).await.unwrap();
+    assert!(response.into_body().collect().await.is_err());
+    assert_eq!(app.send(event("e")).await.body, "whole");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_without_an_end_leaves_its_tombstone_at_the_head() {
+    let app = App::new(&webhook(), |_, _| async {
+        let events = stream::iter([chunk("data: 1\n\n")]).chain(stream::pending());
+        let response = Response::builder().header("content-type", "text/event-stream; charset=utf-8");
+        Ok(response.body(StreamBody::new(events).boxed_unsync()).unwrap())
+    });
+    let started = Instant::now();
+    let response = app.call(event("e")).await.unwrap();
+    assert_eq!(
+        (started.elapsed(), response.headers()["idempotency-stored"].as_bytes()),
+        (Duration::ZERO, &b"false"[..])
+    );
+    assert!(response.into_body().frame().await.is_some());
+    assert!(app.send(event("e")).await.is_replayed());
+    assert_eq!(app.runs(), 1);
+}
+
+// Steering.
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_steers_what_becomes_of_its_outcome() {
+    let day = Duration::from_secs(24 * 60 * 60);
+    let app = App::new(&webhook(), move |request: Incoming, run| async move {
+        let attempt = request.extensions().get::<Attempt>().unwrap();
+        match request.headers()["x-id"].as_bytes() {
+            b"long" => attempt.keep_for(day * 30),
+            b"not" => attempt.dont_keep(),
+            _ => attempt.already_applied(),
+        }
+        answer(201, format!("run {run}"))
+    });
+    app.send(event("long")).await;
+    sleep(day * 29).await;
+    assert!(app.send(event("long")).await.is_replayed());
+
+    assert!(!app.send(event("not")).await.is_stored());
+    assert_eq!(app.send(event("not")).await.body, "run 3");
+
+    for _ in 0..2 {
+        let applied = app.send(event("applied")).await;
+        assert_eq!((applied.status.as_u16(), applied.is_replayed(), &applied.body[..]), (200, true, &b""[..]));
+    }
+    assert_eq!(app.runs(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_is_told_that_an_applied_outcome_is_not_retained() {
+    let app = App::new(&api(), |request: Incoming, _| async move {
+        request.extensions().get::<Attempt>().unwrap().already_applied();
+        answer(500, "whatever")
+    });
+    for _ in 0..2 {
+        assert_eq!(code(&app.send(order("k", "1")).await), "outcome_not_retained");
+    }
+    assert_eq!(app.runs(), 1);
+}
+
+// Readiness and the store.
+
+#[tokio::test(start_paused = true)]
+async fn duplicates_hold_nothing_of_what_the_inner_service_is_short_of() {
+    let gate = Arc::new(Notify::new());
+    let opened = Arc::clone(&gate);
+    let handler = service_fn(move |_: Incoming| {
+        let opened = Arc::clone(&opened);
+        async move {
+            opened.notified().await;
+            Ok::<_, Infallible>(Response::new(body("ran")))
+        }
+    });
+    let limited = tower::limit::ConcurrencyLimitLayer::new(1).layer(handler);
+    let app = webhook().layer(limited);
+    let send = |id: &str| tokio::spawn(app.clone().oneshot(event(id)));
+    let done = send("done");
+    sleep(Duration::from_millis(1)).await;
+    gate.notify_one();
+    assert_eq!(done.await.unwrap().unwrap().status(), 200);
+
+    let running = send("a");
+    sleep(Duration::from_millis(1)).await;
+    let started = Instant::now();
+    assert!(send("done").await.unwrap().unwrap().headers().contains_key("idempotent-replayed"));
+    assert_eq!(started.elapsed(), Duration::ZERO);
+    let not_ready = send("b").await.unwrap().unwrap();
+    assert_eq!(started.elapsed(), Duration::from_secs(5));
+    assert_eq!(not_ready.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(not_ready.extensions().get(), Some(&Rejection::InnerNotReady));
+    gate.notify_one();
+    running.await.unwrap().unwrap();
+    let again = send("b");
+    sleep(Duration::from_millis(1)).await;
+    gate.notify_one();
+    assert_eq!(again.await.unwrap().unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_does_not_answer_refuses_or_is_bypassed() {
+    let stores = Stores::memory();
+    let layer = IdempotencyLayer::webhook(&stores.ledger(), header("X-Id"));
+    let (strict, lenient) = (app(&layer, 200), app(&layer.on_store_error(OnStoreError::Bypass), 200));
+    stores.fail(Step::Claim, Fault::LoseRequest, u32::MAX);
+    let refused = strict.send(event("e")).await;
+    assert_eq!((refused.status.as_u16(), code(&refused).as_str()), (503, "store_unavailable"));
+    assert_eq!(refused.headers["retry-after"], "1");
+    for run in ["run 1", "run 2"] {
+        assert_eq!(lenient.send(event("e")).await.body, run);
+    }
+    assert_eq!(strict.runs(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_are_refused_together_when_the_store_goes_down() {
+    let stores = Stores::memory();
+    let app = app(&IdempotencyLayer::webhook(&stores.ledger(), header("X-Id")), 200);
+    stores.fail(Step::Claim, Fault::Hang, u32::MAX);
+    let started = Instant::now();
+    let refused = futures_util::future::join_all((0..50).map(|_| app.send(event("e")))).await;
+    assert!(refused.iter().all(|answer| answer.status == 503));
+    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_waits_leaves_its_place() {
+    let ledger = ledger().max_waiting(1);
+    let app = App::new(&IdempotencyLayer::webhook(&ledger, header("X-Id")), |_, run| async move {
+        sleep(Duration::from_secs(1)).await;
+        answer(200, format!("run {run}"))
+    });
+    let running = tokio::spawn(app.send(event("e")));
+    sleep(Duration::from_millis(1)).await;
+    for _ in 0..10 {
+        let waiting = tokio::spawn(app.send(event("e")));
+        sleep(Duration::from_millis(1)).await;
+        waiting.abort();
+        let _ = waiting.await;
+    }
+    assert_eq!(app.send(event("e")).await.body, "run 1");
+    assert_eq!(running.await.unwrap().body, "run 1");
+}

@@ -1,0 +1,311 @@
+//! What the Redis store does to a server, and what a server can do to it.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test panics where it fails")]
+
+mod common;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use redis::AsyncCommands as _;
+use redis::aio::MultiplexedConnection;
+use tokio::time::{Instant, sleep, timeout};
+use tower_idempotency::key::{Key, header};
+use tower_idempotency::store::{Claim, Claimed, Hold, Store as _, StoreError};
+use tower_idempotency::{Attempt, IdempotencyLayer, Ledger, RedisStore};
+
+use common::app::{App, answer, event};
+use common::redis::RedisServer;
+
+const LONG: Duration = Duration::from_secs(60);
+/// What a request may take to be refused when Redis is down.
+const AT_ONCE: Duration = Duration::from_millis(500);
+
+fn app(store: RedisStore) -> App {
+    let layer = IdempotencyLayer::webhook(&Ledger::new(store), header("X-Id"));
+    App::new(&layer, |request, run| async move {
+        let key = request.extensions().get::<Attempt>().unwrap().key();
+        answer(200, format!("{run} {key}"))
+    })
+}
+
+fn key() -> Key {
+    Key::from([7; 24])
+}
+
+fn name() -> String {
+    format!("idempotency:{{{}}}", key())
+}
+
+async fn claim(store: &RedisStore) -> (Claim, Result<Claimed, StoreError>) {
+    let claim = Claim::new(LONG, LONG);
+    let claimed = timeout(LONG, store.claim(&key(), &claim)).await.unwrap();
+    (claim, claimed)
+}
+
+/// The commands that clients have sent while `work` was done, without those of scripts.
+async fn commands(server: &RedisServer, work: impl Future) -> Vec<String> {
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut lines = client.get_async_monitor().await.unwrap().into_on_message::<String>();
+    work.await;
+    server.client().await.ping::<()>().await.unwrap();
+    let mut seen = Vec::new();
+    loop {
+        let line = timeout(LONG, lines.next()).await.unwrap().unwrap();
+        let command = line.split('"').nth(1).unwrap_or_default().to_owned();
+        match command.as_str() {
+            "PING" => return seen,
+            "CLIENT" | "HELLO" => {}
+            _ if line.contains(" lua] ") => {}
+            _ => seen.push(command),
+        }
+    }
+}
+
+/// Closes every connection but this one.
+async fn cut_connections(client: &mut MultiplexedConnection) {
+    let mut kill = redis::cmd("CLIENT");
+    kill.arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    let _: u32 = kill.query_async(client).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_first_delivery_costs_two_commands_and_a_duplicate_one() {
+    let server = RedisServer::start();
+    let app = app(server.store());
+    app.send(event("warm-up")).await;
+    assert_eq!(commands(&server, app.send(event("e"))).await, ["SET", "EVALSHA"]);
+    assert_eq!(commands(&server, app.send(event("e"))).await, ["SET"]);
+}
+
+#[tokio::test]
+async fn scripts_that_the_server_forgot_are_sent_again() {
+    let server = RedisServer::start();
+    let app = app(server.store());
+    app.send(event("warm-up")).await;
+    let () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut server.client().await).await.unwrap();
+    let first = app.send(event("e")).await;
+    assert!(first.status == 200 && first.is_stored());
+    assert!(app.send(event("e")).await.is_replayed());
+}
+
+#[tokio::test]
+async fn keys_say_nothing_and_expire() {
+    let server = RedisServer::start();
+    let mut client = server.client().await;
+    let app = app(server.store().prefix("shop"));
+    let secret = "alice@example.com";
+    app.send(event(secret)).await;
+    let keys: Vec<String> = client.keys("*").await.unwrap();
+    assert_eq!(keys.len(), 1);
+    assert!(keys[0].starts_with("shop:{") && keys[0].len() == "shop:{}".len() + 32);
+    let value: Vec<u8> = client.get(&keys[0]).await.unwrap();
+    assert!(!value.windows(5).any(|window| window == b"alice"));
+    let ttl: i64 = client.ttl(&keys[0]).await.unwrap();
+    assert!(ttl > 2 * 24 * 60 * 60 && ttl <= 3 * 24 * 60 * 60);
+}
+
+#[tokio::test]
+async fn what_is_not_a_record_is_an_outage_and_never_a_run() {
+    let server = RedisServer::start();
+    let mut client = server.client().await;
+    let app = app(server.store());
+    let first = app.send(event("e")).await;
+    let key = format!("idempotency:{{{}}}", std::str::from_utf8(&first.body).unwrap().split(' ').next_back().unwrap());
+    let whole: Vec<u8> = client.get(&key).await.unwrap();
+    let version = 48;
+    let mut values = vec![vec![], b"rubbish".to_vec(), vec![0xFF; 100], whole[..47].to_vec(), whole[..60].to_vec()];
+    for (at, byte) in [(0, b'x'), (2, b'X'), (version, 2), (version + 1, 0x80)] {
+        let mut changed = whole.clone();
+        changed[at] = byte;
+        values.push(changed);
+    }
+    for value in &values {
+        let () = client.set(&key, value).await.unwrap();
+        let refused = app.send(event("e")).await;
+        assert_eq!((refused.status.as_u16(), refused.code().as_deref()), (503, Some("store_unavailable")), "{value:?}");
+    }
+    let () = client.del(&key).await.unwrap();
+    let () = client.rpush(&key, "a list").await.unwrap();
+    assert_eq!(app.send(event("e")).await.status, 503);
+    assert_eq!(app.runs(), 1);
+    let () = client.del(&key).await.unwrap();
+    let () = client.set(&key, &whole).await.unwrap();
+    assert_eq!(app.send(event("e")).await.body, first.body);
+}
+
+#[tokio::test]
+async fn steps_refuse_what_is_not_a_record() {
+    let server = RedisServer::start();
+    let store = server.store();
+    let (held, _) = claim(&store).await;
+    for value in ["", "rubbish", &"x".repeat(100)] {
+        let () = server.client().await.set(name(), value).await.unwrap();
+        assert!(store.renew(&key(), &held).await.unwrap_err().is_definite());
+        assert!(store.complete(&key(), &held, Bytes::new()).await.unwrap_err().is_definite());
+        assert!(store.release(&key(), &held, LONG).await.unwrap_err().is_definite());
+        assert!(store.forget(&key(), true).await.unwrap_err().is_definite());
+        assert!(store.lookup(&key()).await.is_err());
+        let there: String = server.client().await.get(name()).await.unwrap();
+        assert_eq!(there, value);
+    }
+}
+
+#[tokio::test]
+async fn a_running_key_without_a_deadline_gets_one() {
+    let server = RedisServer::start();
+    let store = server.store();
+    let running = Claim::new(Duration::from_millis(300), LONG);
+    store.claim(&key(), &running).await.unwrap();
+    let () = server.client().await.persist(name()).await.unwrap();
+    let brief = || Claim::new(Duration::from_millis(300), LONG);
+    assert!(matches!(store.claim(&key(), &brief()).await.unwrap(), Claimed::Running { .. }));
+    sleep(Duration::from_millis(400)).await;
+    assert_eq!(store.claim(&key(), &brief()).await.unwrap(), Claimed::Acquired { attempt: 2 });
+}
+
+#[tokio::test]
+async fn finished_work_is_stored_when_new_claims_are_refused_for_want_of_memory() {
+    let server = RedisServer::start_with(&["--maxmemory-policy", "noeviction"]);
+    let store = server.store();
+    let (mut held, claimed) = claim(&store).await;
+    held.attempt = 1;
+    assert_eq!(claimed.unwrap(), Claimed::Acquired { attempt: 1 });
+    let mut client = server.client().await;
+    let () = redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).query_async(&mut client).await.unwrap();
+    let other = Key::from([8; 24]);
+    assert!(store.claim(&other, &Claim::new(LONG, LONG)).await.unwrap_err().is_definite());
+    assert_eq!(store.renew(&key(), &held).await.unwrap(), Hold::Held);
+    assert_eq!(store.complete(&key(), &held, Bytes::from_static(b"done")).await.unwrap(), Hold::Held);
+    assert!(matches!(claim(&store).await.1, Ok(Claimed::Done { .. }) | Err(_)));
+}
+
+#[tokio::test]
+async fn the_rights_in_the_docs_are_enough() {
+    let server = RedisServer::start();
+    let mut client = server.client().await;
+    let rights =
+        "on >secret ~idempotency:* &idempotency:* +set +get +pttl +getrange +exists +pexpire +eval +evalsha +publish";
+    let mut acl = redis::cmd("ACL");
+    acl.arg("SETUSER").arg("app").arg("reset").arg(rights.split(' ').collect::<Vec<_>>());
+    let () = acl.query_async(&mut client).await.unwrap();
+    let store = |user: &str| RedisStore::new(&format!("redis://{user}:secret@127.0.0.1:{}/", server.port())).unwrap();
+    let limited = app(store("app"));
+    assert!(limited.send(event("e")).await.is_stored());
+    assert!(limited.send(event("e")).await.is_replayed());
+
+    // Without rights to the channel nobody is woken, and nothing is lost.
+    let () =
+        redis::cmd("ACL").arg(&["SETUSER", "app", "resetchannels", "-publish"]).query_async(&mut client).await.unwrap();
+    let silent = app(store("app"));
+    assert!(silent.send(event("f")).await.is_stored());
+    assert!(silent.send(event("f")).await.is_replayed());
+}
+
+#[tokio::test]
+async fn a_server_that_is_down_refuses_at_once_and_is_found_again() {
+    let mut server = RedisServer::start();
+    server.kill();
+    let app = app(server.store());
+    for _ in 0..5 {
+        let started = Instant::now();
+        let refused = app.send(event("e")).await;
+        assert_eq!((refused.status.as_u16(), refused.code().as_deref()), (503, Some("store_unavailable")));
+        assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
+    }
+    server.restart();
+    let back = Instant::now();
+    while app.send(event("e")).await.status != 200 {
+        assert!(back.elapsed() < Duration::from_secs(2), "traffic is not back");
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(app.runs(), 1);
+}
+
+#[tokio::test]
+async fn a_connection_that_was_cut_while_idle_costs_no_request() {
+    let server = RedisServer::start();
+    let app = app(server.store());
+    let mut client = server.client().await;
+    for n in 0..5 {
+        assert_eq!(app.send(event(&n.to_string())).await.status, 200);
+        cut_connections(&mut client).await;
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(join_all((0..5).map(|n| app.send(event(&n.to_string())))).await.iter().all(|answer| answer.is_replayed()));
+}
+
+#[tokio::test]
+async fn a_frozen_server_refuses_in_time_and_what_it_did_late_is_given_up() {
+    let server = RedisServer::start();
+    let app = app(server.store());
+    app.send(event("warm-up")).await;
+    server.freeze();
+    for _ in 0..3 {
+        let started = Instant::now();
+        assert_eq!(app.send(event("e")).await.status, 503);
+        assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
+    }
+    server.thaw();
+    // The claims arrive now, and their releases with them: nobody has to wait for a lease of 30 s.
+    let thawed = Instant::now();
+    while app.send(event("e")).await.status != 200 {
+        assert!(thawed.elapsed() < Duration::from_secs(5), "the key is stuck");
+    }
+    assert_eq!(app.runs(), 2);
+}
+
+#[tokio::test]
+async fn an_outcome_outlives_a_freeze_and_a_cut() {
+    let server = RedisServer::start();
+    let frozen = server.store();
+    let ledger = Ledger::new(frozen);
+    let layer = IdempotencyLayer::webhook(&ledger, header("X-Id"));
+    let layer = layer.complete_wait(Duration::from_millis(300));
+    let (entered, mut is_entered) = tokio::sync::mpsc::channel(1);
+    let app = App::new(&layer, move |_, run| {
+        let entered = entered.clone();
+        async move {
+            entered.send(()).await?;
+            sleep(Duration::from_millis(100)).await;
+            answer(200, format!("run {run}"))
+        }
+    });
+    let first = tokio::spawn(app.send(event("e")));
+    is_entered.recv().await.unwrap();
+    server.freeze();
+    let first = first.await.unwrap();
+    assert_eq!((first.status.as_u16(), first.is_stored()), (200, false));
+    server.thaw();
+    cut_connections(&mut server.client().await).await;
+    ledger.drain(Duration::from_secs(10)).await.unwrap();
+    assert!(app.send(event("e")).await.is_replayed());
+    assert_eq!(app.runs(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_lost_its_data_is_told_who_runs() {
+    let server = RedisServer::start();
+    let layer =
+        |store| IdempotencyLayer::webhook(&Ledger::new(store), header("X-Id")).lease(Duration::from_millis(600));
+    let app = App::new(&layer(server.store()), |_, run| async move {
+        sleep(Duration::from_secs(2)).await;
+        answer(200, format!("run {run}"))
+    });
+    let first = tokio::spawn(app.send(event("e")));
+    sleep(Duration::from_millis(100)).await;
+    let () = redis::cmd("FLUSHALL").query_async(&mut server.client().await).await.unwrap();
+    // By now the lease has been renewed, and the claim is there again.
+    sleep(Duration::from_millis(500)).await;
+    let other = App::new(&layer(server.store()), |_, _| async { answer(200, "ran again") });
+    assert_eq!(other.send(event("e")).await.body, "run 1");
+    assert_eq!(first.await.unwrap().body, "run 1");
+}
+
+#[test]
+fn what_is_no_url_is_refused() {
+    assert!(RedisStore::new("http://127.0.0.1/").is_err());
+    assert!(RedisStore::new("").is_err());
+}
