@@ -1,4 +1,89 @@
-//! A `tower::Layer` that runs each webhook event or API request once, however often it is delivered.
+//! A [`tower::Layer`] that makes any axum or hyper service run each event or request **once**, however often it is
+//! delivered.
+//!
+//! Senders of webhooks and clients that retry deliver *at least once*. Behind this layer the first delivery runs, a
+//! duplicate is answered with the outcome of the first, a duplicate of one that is running waits for it, and one that
+//! failed runs again.
+//!
+//! ```
+//! use axum::{Router, routing::post};
+//! use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore, caller, key};
+//!
+//! // What a process knows of its attempts. Make one, and share it between layers.
+//! let ledger = Ledger::new(MemoryStore::new());
+//!
+//! // A sender of webhooks looks only at whether the answer is 2xx.
+//! let shop = IdempotencyLayer::webhook(&ledger, key::header("X-Event-Id").or(key::json("$.event.id")));
+//! // A client of an API sends an `Idempotency-Key`, and reads the answer.
+//! let api = IdempotencyLayer::api(&ledger, caller::authorization());
+//!
+//! let app: Router = Router::new()
+//!     .route("/webhooks/shop", post(|| async { "invoiced" }).layer(shop))
+//!     .route("/orders", post(|| async { "ordered" }).layer(api));
+//! # let _ = app;
+//! ```
+//!
+//! # What a retry gets
+//!
+//! | when a request comes again and the first … | [`webhook`](IdempotencyLayer::webhook) | [`api`](IdempotencyLayer::api) |
+//! |---|---|---|
+//! | has finished, and its outcome was kept | 200, the kept headers and body | the kept status, headers and body |
+//! | is running | waits ≤ 2 s, then 503 + `Retry-After` | waits ≤ 1 s, then 409 + `Retry-After` |
+//! | failed: an unkept status, an error, a panic | runs again | runs again |
+//! | died with its process | runs again when the lease is over | the same |
+//! | finished, but its body was not kept | 200, empty | 409 |
+//! | had another payload | as above | 422 |
+//! | and the store does not answer | 503 + `Retry-After` | the same |
+//!
+//! A replay says `Idempotent-Replayed: true`. A response that a retry will not get again, because it is not in the store or
+//! not with its body, says `Idempotency-Stored: false`. What passes through (no key, a method without effects, an upgrade, a
+//! gRPC call) says neither. Every refusal is a response with a stable [code](Rejection::code); the layer's error is the
+//! inner service's.
+//!
+//! # What is promised, and what is not
+//!
+//! An attempt runs in a task of its own under a *claim*, which has a lease that is renewed while it runs. Its outcome is in
+//! the store before the first byte of its response leaves. Then, as long as the store keeps what it acknowledged:
+//!
+//! - at most one attempt for a key is alive,
+//! - a duplicate is acknowledged only when an attempt has finished and its outcome is kept,
+//! - an attempt that failed, panicked or died leaves a key that the next delivery can run,
+//! - an attempt that lost its claim cannot overwrite, extend or delete its successor's.
+//!
+//! What no store beside the database can promise is that a run which died *between its effect and the record of it* does not
+//! happen again. Nor can it after the store lost its data, or when a process was paused for longer than its lease:
+//!
+//! | | a crash after the effect | a pause past the lease | the store loses data | several processes |
+//! |---|---|---|---|---|
+//! | [`MemoryStore`] | runs again | – | with its process | each for itself |
+//! | `RedisStore` | runs again | may run again | may run again | safe |
+//!
+//! The remedy is a row in the transaction that makes the effect, with [`Attempt::key`] as its primary key. A handler that
+//! finds the row calls [`Attempt::already_applied`].
+//!
+//! # Keys and scope
+//!
+//! A key is unique within contract, method and path, for an api also within its [`caller`]; `scope` adds to that. *Path*
+//! is what the layer sees: inside axum's `Router::nest` the prefix is gone, and two nests would share keys unless
+//! [`scope`](IdempotencyLayer::scope) adds axum's `OriginalUri`. A store never sees a raw key, only a [digest](key::Key).
+//!
+//! # Where it stands among layers
+//!
+//! Outside in: trace, timeout, CORS, compression, authentication or the check of a signature, this layer, the handler. A
+//! forged request must not reach it, and an outcome must be kept as the handler made it.
+//!
+//! # Differences from a response cache
+//!
+//! A cache may drop what it holds and run the handler again; this layer must not. It claims before it runs, it counts
+//! attempts, and when it cannot know whether an event was seen it refuses, unless it is told to
+//! [bypass](OnStoreError::Bypass).
+//!
+//! # Feature flags
+//!
+//! - `redis`: `RedisStore`, for services of more than one process.
+//! - `conformance`: `store::conformance`, the suite for authors of stores.
+//!
+//! Features add and never change behaviour. The layer runs on tokio: it starts tasks and keeps time there.
 
 mod attempt;
 mod body;
@@ -27,3 +112,7 @@ pub use self::service::{Idempotency, ResponseFuture};
 pub use self::store::memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use self::store::redis::RedisStore;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
