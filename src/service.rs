@@ -20,7 +20,7 @@ use http_body::Body;
 use tokio::time::{Instant, timeout};
 use tower::{BoxError, Service};
 
-use crate::attempt::{Asked, Lease, Run};
+use crate::attempt::{Asked, Attempt, Lease, Run};
 use crate::body::{RequestBody, ResponseBody};
 use crate::flight::{Landing, Seat, Turn};
 use crate::intake::{Intake, Keyed, take_in};
@@ -91,6 +91,11 @@ impl<S> Idempotency<S> {
             Intake::Refuse(refusal) => return Ok(self.refuse(refusal, report)),
         };
         let key = self.policy.stored_key(&head, &parts);
+        if head.extensions.get::<Attempt>().is_some_and(|outer| outer.key() == key) {
+            // The same layer once more, inside of itself: waiting for the attempt it is part of would never end.
+            let outcome = Outcome::PassedThrough(PassedThrough::NotApplicable);
+            return self.run_unprotected(head, body, outcome, report).await;
+        }
         report.key(key);
         let mut seat = Seat::take(&self.ledger, key, fingerprint, self.policy.refuses_other(fingerprint));
         let patience = Instant::now() + self.policy.patience;

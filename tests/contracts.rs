@@ -21,7 +21,7 @@ use tower_idempotency::fingerprint::Payload;
 use tower_idempotency::key::{header, json};
 use tower_idempotency::{
     Attempt, IdempotencyLayer, Ledger, MemoryStore, OnBadKey, OnOtherPayload, OnStoreError, OverLimit, Rejection,
-    Replay, caller,
+    Replay, RequestBody, caller,
 };
 
 use common::app::{Answer, App, Body, Incoming, answer, body, event, order};
@@ -169,6 +169,22 @@ async fn methods_are_chosen() {
         app.send(request).await;
     }
     assert_eq!(app.runs(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_inside_of_itself_does_not_wait_for_itself() {
+    let layer = webhook();
+    let handler = service_fn(|_: Request<RequestBody<RequestBody<Body>>>| async {
+        Ok::<_, Infallible>(Response::new(body("ran")))
+    });
+    let twice = layer.layer(layer.layer(handler));
+    for replayed in [false, true] {
+        let response = twice.clone().oneshot(event("e")).await.unwrap();
+        assert_eq!(
+            (response.status().as_u16(), response.headers().contains_key("idempotent-replayed")),
+            (200, replayed)
+        );
+    }
 }
 
 // Replays.

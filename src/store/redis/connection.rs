@@ -122,8 +122,7 @@ impl Connector {
 
     /// Starts to connect, in a task of its own: no caller's deadline can cut it short.
     fn connect(&self) -> Connecting {
-        let client = self.client.clone();
-        let state = Arc::clone(&self.state);
+        let (client, state) = (self.client.clone(), Arc::clone(&self.state));
         let task = tokio::spawn(async move {
             let config = AsyncConnectionConfig::new()
                 .set_connection_timeout(Some(CONNECT_TIMEOUT))
@@ -136,9 +135,17 @@ impl Connector {
             lock(&state).connected(&connected);
             connected
         });
-        async move { task.await.unwrap_or_else(|_| Err(RedisError::from((ErrorKind::Client, "connecting failed")))) }
-            .boxed()
-            .shared()
+        let state = Arc::clone(&self.state);
+        let connected = async move {
+            // Where its runtime ends, the task does not get to say so, and the next caller may have another runtime.
+            let broken_off = |_| {
+                let error = Err(RedisError::from((ErrorKind::Client, "connecting was broken off")));
+                lock(&state).connected(&error);
+                error
+            };
+            task.await.unwrap_or_else(broken_off)
+        };
+        connected.boxed().shared()
     }
 }
 
