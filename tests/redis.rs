@@ -186,8 +186,7 @@ async fn finished_work_is_stored_when_new_claims_are_refused_for_want_of_memory(
 async fn the_rights_in_the_docs_are_enough() {
     let server = RedisServer::start();
     let mut client = server.client().await;
-    let rights =
-        "on >secret ~idempotency:* &idempotency:* +set +get +pttl +getrange +exists +pexpire +eval +evalsha +publish";
+    let rights = "on >secret resetchannels ~idempotency:* &idempotency:* +set +get +pttl +getrange +exists +pexpire +eval +evalsha +publish";
     let mut acl = redis::cmd("ACL");
     acl.arg("SETUSER").arg("app").arg("reset").arg(rights.split(' ').collect::<Vec<_>>());
     let () = acl.query_async(&mut client).await.unwrap();

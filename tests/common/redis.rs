@@ -1,5 +1,6 @@
 //! A `redis-server` of the test's own.
 
+use std::env;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -108,14 +109,16 @@ fn free_port() -> u16 {
 }
 
 fn spawn(port: u16, args: &[String]) -> Child {
+    // Another version or Valkey, where that is to be tried.
+    let server = env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
     // Where there is `setpriv`, a server does not outlive a test that is killed.
     let setpriv = Path::new("/usr/bin/setpriv");
     let mut command = if setpriv.exists() {
         let mut command = Command::new(setpriv);
-        command.args(["--pdeathsig", "KILL", "redis-server"]);
+        command.args(["--pdeathsig", "KILL", &server]);
         command
     } else {
-        Command::new("redis-server")
+        Command::new(server)
     };
     let port = port.to_string();
     command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]).args(args);

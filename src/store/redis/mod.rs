@@ -24,7 +24,7 @@ use redis::{Client, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Valu
 
 use self::connection::{Connector, Failure};
 use self::layout::{Corrupt, Phase, millis};
-use self::script::Script;
+use self::script::{AllowOom, Script};
 use super::{Claim, Claimed, Entry, Forgotten, Hold, State, Store, StoreError};
 use crate::key::Key;
 
@@ -81,7 +81,7 @@ impl RedisStore {
             let mut set = redis::cmd("SET");
             set.arg(name).arg(running).arg("NX").arg("GET").arg("PX").arg(life);
             match self.connector.query(&set).await {
-                Err(failure) if failure.reply().is_some_and(is_syntax_error) => {
+                Err(failure) if failure.reply().is_some_and(is_from_before_7) => {
                     self.before_7.store(true, Ordering::Relaxed);
                 }
                 answer => return answer,
@@ -117,15 +117,20 @@ impl RedisStore {
     }
 
     async fn step(&self, script: &Script, key: &Key, args: &[&[u8]]) -> Result<Hold, StoreError> {
-        match self.call(script, &self.name(key), args).await? {
-            Value::Int(1) => Ok(Hold::Held),
-            Value::Int(0) => Ok(Hold::Lost),
-            _ => Err(unexpected()),
-        }
+        held(&self.call(script, &self.name(key), args).await?)
     }
 
-    fn variant<'a>(&self, scripts: &'a [std::sync::LazyLock<Script>; 2]) -> &'a Script {
-        &scripts[usize::from(self.before_7.load(Ordering::Relaxed))]
+    /// A step that is taken also when the server is out of memory, where it knows of that.
+    async fn last_step(&self, script: &AllowOom, key: &Key, args: &[&[u8]]) -> Result<Hold, StoreError> {
+        if !self.before_7.load(Ordering::Relaxed) {
+            match self.call(&script.flagged, &self.name(key), args).await {
+                Err(failure) if failure.reply().is_some_and(is_from_before_7) => {
+                    self.before_7.store(true, Ordering::Relaxed);
+                }
+                answer => return held(&answer?),
+            }
+        }
+        self.step(&script.plain, key, args).await
     }
 }
 
@@ -152,13 +157,13 @@ impl Store for RedisStore {
     async fn complete(&self, key: &Key, claim: &Claim, record: Bytes) -> Result<Hold, StoreError> {
         let done = layout::encode(claim, Phase::Done, claim.attempt, &record);
         let life = millis(claim.retention).to_string();
-        self.step(self.variant(&script::COMPLETE), key, &[&done, life.as_bytes()]).await
+        self.last_step(&script::COMPLETE, key, &[&done, life.as_bytes()]).await
     }
 
     async fn release(&self, key: &Key, claim: &Claim, remember: Duration) -> Result<Hold, StoreError> {
         let free = layout::encode(claim, Phase::Free, claim.attempt, &[]);
         let (life, lease) = (millis(remember).to_string(), millis(claim.lease).to_string());
-        self.step(self.variant(&script::RELEASE), key, &[&free, life.as_bytes(), lease.as_bytes()]).await
+        self.last_step(&script::RELEASE, key, &[&free, life.as_bytes(), lease.as_bytes()]).await
     }
 
     async fn lookup(&self, key: &Key) -> Result<Option<Entry>, StoreError> {
@@ -210,9 +215,18 @@ fn judge(value: Bytes, claim: &Claim) -> Result<Option<Claimed>, StoreError> {
     })
 }
 
-fn is_syntax_error(error: &RedisError) -> bool {
-    error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
-        && error.detail().is_some_and(|detail| detail.contains("syntax error"))
+/// How a server before 7.0 answers to `SET` with `NX` and `GET`, and to a script with flags.
+fn is_from_before_7(reply: &RedisError) -> bool {
+    reply.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
+        && reply.detail().is_some_and(|detail| detail.contains("syntax error") || detail.contains("compiling script"))
+}
+
+fn held(answer: &Value) -> Result<Hold, StoreError> {
+    match answer {
+        Value::Int(1) => Ok(Hold::Held),
+        Value::Int(0) => Ok(Hold::Lost),
+        _ => Err(unexpected()),
+    }
 }
 
 fn unexpected() -> StoreError {

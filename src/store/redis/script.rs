@@ -13,16 +13,23 @@ pub(super) struct Script {
     hash: String,
 }
 
+/// A script that ends a claim: finished work is stored even where the server is out of memory and refuses new claims.
+#[derive(Debug)]
+pub(super) struct AllowOom {
+    pub(super) flagged: LazyLock<Script>,
+    /// For servers before 7.0, which know no flags.
+    pub(super) plain: LazyLock<Script>,
+}
+
 macro_rules! script {
     ($shebang:literal, $file:literal) => {
         LazyLock::new(|| Script::new(concat!($shebang, include_str!("head.lua"), include_str!($file))))
     };
 }
 
-/// Finished work is stored even where the server is out of memory and refuses new claims.
 macro_rules! allow_oom {
     ($file:literal) => {
-        [script!("#!lua flags=allow-oom\n", $file), script!("", $file)]
+        AllowOom { flagged: script!("#!lua flags=allow-oom\n", $file), plain: script!("", $file) }
     };
 }
 
@@ -30,10 +37,8 @@ pub(super) static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include
 pub(super) static TAKEOVER: LazyLock<Script> = script!("", "takeover.lua");
 pub(super) static RENEW: LazyLock<Script> = script!("", "renew.lua");
 pub(super) static FORGET: LazyLock<Script> = script!("", "forget.lua");
-/// For servers from 7.0, and for those before, which know no flags.
-pub(super) static COMPLETE: [LazyLock<Script>; 2] = allow_oom!("complete.lua");
-/// For servers from 7.0, and for those before, which know no flags.
-pub(super) static RELEASE: [LazyLock<Script>; 2] = allow_oom!("release.lua");
+pub(super) static COMPLETE: AllowOom = allow_oom!("complete.lua");
+pub(super) static RELEASE: AllowOom = allow_oom!("release.lua");
 
 impl Script {
     fn new(code: &'static str) -> Self {
