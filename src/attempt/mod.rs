@@ -3,6 +3,7 @@
 //! It runs in a task of its own: a client that hangs up changes nothing. The task renews the lease, runs the inner
 //! service, stores what came of it, and only then answers.
 
+mod finish;
 mod handle;
 mod lease;
 mod stream;
@@ -10,13 +11,11 @@ mod stream;
 use std::any::Any;
 use std::future::{pending, poll_fn};
 use std::panic::{AssertUnwindSafe, resume_unwind};
-use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::header::HeaderValue;
 use http::{HeaderMap, Request, Response, response};
 use http_body::Body;
 use tokio::sync::{oneshot, watch};
@@ -24,17 +23,17 @@ use tokio::time::{Instant, timeout};
 use tower::{BoxError, Service};
 use tracing::Instrument as _;
 
+use self::finish::unstored;
 pub use self::handle::Attempt;
+use self::lease::Ended;
 pub(crate) use self::lease::{Asked, Lease};
-use self::lease::{Ended, Pursued};
 use crate::body::{Collector, Failed, Filled, RequestBody, ResponseBody};
-use crate::flight::{Landing, Lead};
+use crate::flight::Lead;
 use crate::ledger::Ticket;
-use crate::policy::{Contract, Policy, is_endless};
-use crate::record::{IDEMPOTENCY_STORED, Record};
+use crate::policy::{Policy, is_endless};
+use crate::record::Record;
 use crate::rejection::Rejection;
-use crate::store::State;
-use crate::telemetry::{Executed, Outcome, Report};
+use crate::telemetry::{Executed, Report};
 
 /// An attempt, with all that it holds until it ends.
 pub(crate) struct Run {
@@ -191,7 +190,7 @@ impl Run {
         if steering.already_applied {
             return Ran::AlreadyApplied(head);
         }
-        if steering.dont_keep || self.request_failed.is_set() || !(self.policy.keeps)(head.status) {
+        if steering.dont_keep || !(self.policy.keeps)(head.status) {
             return Ran::Unkept(head, body);
         }
         if is_endless(&head) {
@@ -232,149 +231,5 @@ impl Run {
                 pending().await
             }
         }
-    }
-
-    /// Stores the outcome, then answers.
-    async fn complete<R, E>(
-        &self,
-        record: Record,
-        response: Response<ResponseBody<R>>,
-        mut client: Client<R, E>,
-        executed: Executed,
-    ) {
-        let stored = self.settle(record, async |pursued| {
-            client.reply(Reply::Response(match pursued {
-                Pursued::Held => response,
-                Pursued::Lost => self.of_the_winner(response).await,
-                Pursued::Unanswered => unstored(response),
-            }));
-        });
-        let pursued = stored.await;
-        client.close(executed, pursued);
-    }
-
-    /// Pursues the completion. Tells what came of it, at the latest when the response may wait no longer.
-    async fn settle(&self, record: Record, tell: impl AsyncFnOnce(Pursued)) -> Pursued {
-        let bytes = record.encode();
-        let mut pursuit = pin!(self.pursue(&bytes));
-        let pursued = match timeout(self.policy.complete_wait, pursuit.as_mut()).await {
-            Ok(pursued) => {
-                self.end(pursued, record);
-                tell(pursued).await;
-                return pursued;
-            }
-            Err(_) => futures_util::join!(pursuit, tell(Pursued::Unanswered)).0,
-        };
-        self.end(pursued, record);
-        pursued
-    }
-
-    /// Completes the claim with the lease renewed beside it. Who was told that it lost does not complete any more.
-    async fn pursue(&self, record: &Bytes) -> Pursued {
-        if *self.lost.borrow() {
-            return Pursued::Lost;
-        }
-        let retention = self.handle.steering().keep_for.unwrap_or(self.policy.retention);
-        let ceiling = self.policy.complete_ceiling;
-        tokio::select! {
-            biased;
-            pursued = self.lease.complete(record, retention, ceiling) => pursued,
-            () = self.keep_until(Instant::now() + ceiling) => Pursued::Lost,
-        }
-    }
-
-    /// Gives the key back, then answers.
-    async fn release<R, E>(
-        &self,
-        remember: Duration,
-        reply: Option<Reply<R, E>>,
-        mut client: Client<R, E>,
-        executed: Executed,
-    ) {
-        self.lease.begin();
-        let mut release = pin!(self.lease.release(remember));
-        let released = timeout(self.lease.ledger().call_timeout(), release.as_mut()).await;
-        if let Some(reply) = reply {
-            client.reply(reply);
-        }
-        if released.is_err() {
-            release.await;
-        }
-        if let Some(lead) = self.take_lead() {
-            lead.failed();
-        }
-        client.close(executed, Pursued::Held);
-    }
-
-    /// What to answer when another attempt has taken the place of this one.
-    async fn of_the_winner<R>(&self, response: Response<ResponseBody<R>>) -> Response<ResponseBody<R>> {
-        let claim = self.lease.claim();
-        let record = match self.lease.ledger().lookup(&self.lease.key()).await {
-            Ok(Some(entry)) if claim.refuse_other && entry.fingerprint != claim.fingerprint => None,
-            Ok(Some(entry)) => match entry.state {
-                State::Done(record) => Record::decode(&record).ok(),
-                State::Free | State::Running => None,
-            },
-            Ok(None) | Err(_) => None,
-        };
-        match (record, self.policy.contract) {
-            (Some(record), _) => {
-                record.replay(self.policy.replay).unwrap_or_else(|refusal| self.policy.refuse(refusal))
-            }
-            (None, Contract::Webhook) => self.policy.refuse(Rejection::OutcomeUnknown),
-            (None, Contract::Api) => unstored(response),
-        }
-    }
-
-    /// Tells those who wait what came of the completion.
-    fn end(&self, pursued: Pursued, record: Record) {
-        match self.take_lead() {
-            Some(lead) if pursued == Pursued::Held => {
-                let fingerprint = self.lease.claim().fingerprint;
-                lead.land(Landing::Done { fingerprint, record: Arc::new(record) });
-            }
-            Some(lead) => lead.step_down(),
-            None => {}
-        }
-    }
-
-    fn step_down(&self) {
-        if let Some(lead) = self.take_lead() {
-            lead.step_down();
-        }
-    }
-
-    fn take_lead(&self) -> Option<Lead> {
-        self.lead.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-/// Marks a response that a retry will not get again.
-fn unstored<R>(mut response: Response<ResponseBody<R>>) -> Response<ResponseBody<R>> {
-    response.headers_mut().insert(IDEMPOTENCY_STORED, HeaderValue::from_static("false"));
-    response
-}
-
-// === impl Client ===
-
-impl<R, E> Client<R, E> {
-    /// Answers, once. A client that has left misses nothing: its retry gets the outcome.
-    fn reply(&mut self, reply: Reply<R, E>) {
-        if let Some(sender) = self.reply.take() {
-            let _ = sender.send(reply);
-        }
-    }
-
-    fn refuse(mut self, policy: &Policy, refusal: Rejection) {
-        self.reply(Reply::Response(policy.refuse(refusal)));
-        self.report.close(Outcome::Refused(refusal));
-    }
-
-    fn close(self, executed: Executed, pursued: Pursued) {
-        self.report.close(Outcome::Executed(match pursued {
-            Pursued::Held => executed,
-            Pursued::Lost => Executed::Lost,
-            Pursued::Unanswered => Executed::Unstored,
-        }));
     }
 }

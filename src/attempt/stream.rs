@@ -12,8 +12,11 @@ use tokio::sync::mpsc;
 use tokio::time::sleep_until;
 use tower::BoxError;
 
-use super::{Client, Executed, Record, Reply, ResponseBody, Run, unstored};
-use crate::body::Piece;
+use super::finish::unstored;
+use super::{Client, Reply, Run};
+use crate::body::{Piece, ResponseBody};
+use crate::record::Record;
+use crate::telemetry::Executed;
 
 impl Run {
     /// The response leaves at once; the body is driven to its end here, whether or not the client stays.
@@ -33,24 +36,24 @@ impl Run {
         client.reply(Reply::Response(unstored(Response::from_parts(head, ResponseBody::piped(pieces, left)))));
 
         let pumped = AssertUnwindSafe(self.pump(&sender, data, rest, left)).catch_unwind();
-        let failed = match self.renewing(pumped).await {
+        let (remember, executed) = match self.renewing(pumped).await {
             Ok(Ok(last)) if !self.request_failed.is_set() => {
                 let pursued = self.settle(record, async |_| finish(&sender, last).await).await;
                 return client.close(Executed::Tombstone, pursued);
             }
             Ok(Ok(last)) => {
                 finish(&sender, last).await;
-                Executed::FailedBody
+                (self.policy.lease, Executed::Released)
             }
             Ok(Err(error)) => {
                 let _ = sender.send(Piece::Failed(error)).await;
-                Executed::FailedBody
+                (self.policy.retention, Executed::FailedBody)
             }
             // The client sees a body cut short.
-            Err(_panic) => Executed::Panicked,
+            Err(_panic) => (self.policy.retention, Executed::Panicked),
         };
         drop(sender);
-        self.release(self.policy.retention, None, client, failed).await;
+        self.release(remember, None, client, executed).await;
     }
 
     /// Passes the body on and returns its last frame, which must not leave before the tombstone is stored: a client that

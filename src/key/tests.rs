@@ -195,6 +195,6 @@ fn keys_are_shown_and_parsed() {
     assert_eq!(key.to_string().len(), 32);
     assert_eq!(key.to_string().parse(), Ok(key));
     for bad in ["", "abc", &"a".repeat(31), &"a".repeat(33), &"+".repeat(32)] {
-        assert_eq!(bad.parse::<Key>(), Err(InvalidKey(())), "{bad}");
+        assert!(bad.parse::<Key>().is_err(), "{bad}");
     }
 }

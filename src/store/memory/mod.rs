@@ -2,8 +2,9 @@
 //!
 //! Its promises last as long as the process: a restart forgets everything, and another process knows nothing of it.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod slots;
+
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Claim, ClaimId, Claimed, Entry, Forgotten, Hold, State, Store, StoreError};
-use crate::fingerprint::Fingerprint;
+use self::slots::{Judged, Phase, Slot, Slots, Used};
+use super::{Claim, Claimed, Entry, Forgotten, Hold, State, Store, StoreError};
 use crate::key::Key;
 
 /// How many keys it holds by default.
@@ -22,9 +23,6 @@ const MAX_KEYS: usize = 1_000_000;
 const MAX_BYTES: usize = 256 << 20;
 
 const SHARDS: usize = 16;
-
-/// How many expired keys one step removes at most, so that a million expiring together stop nobody.
-const SWEEP: usize = 64;
 
 /// Claims and records in the memory of this process. Cheap to clone; clones are one store.
 ///
@@ -42,38 +40,6 @@ pub struct MemoryStore {
 struct Shard {
     slots: Mutex<Slots>,
     changed: Notify,
-}
-
-/// What all shards hold together.
-#[derive(Debug, Default)]
-struct Used {
-    keys: AtomicUsize,
-    bytes: AtomicUsize,
-}
-
-#[derive(Debug, Default)]
-struct Slots {
-    by_key: HashMap<Key, Slot>,
-    by_expiry: BTreeSet<(Instant, Key)>,
-    /// What may be dropped when the store is full, soonest to expire first.
-    free: BTreeSet<(Instant, Key)>,
-}
-
-#[derive(Clone, Debug)]
-struct Slot {
-    id: ClaimId,
-    attempt: u32,
-    retention: Duration,
-    fingerprint: Option<Fingerprint>,
-    phase: Phase,
-    expires: Instant,
-}
-
-#[derive(Clone, Debug)]
-enum Phase {
-    Done(Bytes),
-    Free,
-    Running { lease_until: Instant },
 }
 
 /// The store holds as many keys or bytes as it may.
@@ -253,101 +219,6 @@ impl Store for MemoryStore {
     }
 }
 
-// === impl Slot ===
-
-enum Judged {
-    Answer(Claimed),
-    Takeable,
-}
-
-impl Slot {
-    fn running(claim: &Claim, attempt: u32, now: Instant) -> Self {
-        let lease_until = now + claim.lease;
-        Self {
-            id: claim.id,
-            attempt,
-            retention: claim.retention,
-            fingerprint: claim.fingerprint,
-            phase: Phase::Running { lease_until },
-            // Outlives its lease, so that the attempt number and the fingerprint outlive a crash.
-            expires: lease_until + claim.retention,
-        }
-    }
-
-    fn freed(&self, expires: Instant) -> Self {
-        Self { phase: Phase::Free, expires, ..self.clone() }
-    }
-
-    fn is_live(&self, now: Instant) -> bool {
-        matches!(self.phase, Phase::Running { lease_until } if lease_until > now)
-    }
-
-    fn judge(&self, claim: &Claim, now: Instant) -> Judged {
-        let fingerprint = self.fingerprint;
-        Judged::Answer(match &self.phase {
-            Phase::Running { .. } if self.id == claim.id => Claimed::Acquired { attempt: self.attempt },
-            _ if claim.refuse_other && fingerprint != claim.fingerprint => Claimed::Mismatch,
-            Phase::Done(record) => Claimed::Done { fingerprint, record: record.clone() },
-            // Its own claim, released: this sending of it is late.
-            Phase::Free if self.id == claim.id => Claimed::Running { fingerprint, lease_left: Duration::ZERO },
-            Phase::Running { lease_until } if *lease_until > now => {
-                Claimed::Running { fingerprint, lease_left: *lease_until - now }
-            }
-            Phase::Free | Phase::Running { .. } => return Judged::Takeable,
-        })
-    }
-
-    fn bytes(&self) -> usize {
-        match &self.phase {
-            Phase::Done(record) => record.len(),
-            Phase::Free | Phase::Running { .. } => 0,
-        }
-    }
-}
-
-// === impl Slots ===
-
-impl Slots {
-    fn get(&self, key: &Key, now: Instant) -> Option<&Slot> {
-        self.by_key.get(key).filter(|slot| slot.expires > now)
-    }
-
-    fn put(&mut self, key: &Key, slot: Slot, used: &Used) {
-        self.remove(key, used);
-        used.keys.fetch_add(1, Ordering::Relaxed);
-        used.bytes.fetch_add(slot.bytes(), Ordering::Relaxed);
-        self.by_expiry.insert((slot.expires, *key));
-        if matches!(slot.phase, Phase::Free) {
-            self.free.insert((slot.expires, *key));
-        }
-        self.by_key.insert(*key, slot);
-    }
-
-    fn remove(&mut self, key: &Key, used: &Used) {
-        if let Some(slot) = self.by_key.remove(key) {
-            used.keys.fetch_sub(1, Ordering::Relaxed);
-            used.bytes.fetch_sub(slot.bytes(), Ordering::Relaxed);
-            self.by_expiry.remove(&(slot.expires, *key));
-            self.free.remove(&(slot.expires, *key));
-        }
-    }
-
-    fn sweep(&mut self, now: Instant, used: &Used) {
-        for _ in 0..SWEEP {
-            match self.by_expiry.first() {
-                Some(&(expires, key)) if expires <= now => self.remove(&key, used),
-                _ => return,
-            }
-        }
-    }
-
-    fn drop_free(&mut self, used: &Used) {
-        if let Some((_, key)) = self.free.first().copied() {
-            self.remove(&key, used);
-        }
-    }
-}
-
 // === impl Full ===
 
 impl std::fmt::Display for Full {
@@ -418,7 +289,7 @@ mod tests {
         }
         assert_eq!(store.used.keys.load(Ordering::Relaxed), 1000);
         tokio::time::sleep(LEASE).await;
-        for _ in 0..(1000 / SWEEP + 1) {
+        for _ in 0..(1000 / slots::SWEEP + 1) {
             store.lookup(&key(0)).await.unwrap();
         }
         assert_eq!(store.used.keys.load(Ordering::Relaxed), 0);

@@ -1,0 +1,169 @@
+//! What becomes of an outcome: it is stored, then told; or the key is given back.
+
+use std::pin::pin;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use http::header::HeaderValue;
+use tokio::time::{Instant, timeout};
+
+use super::lease::Pursued;
+use super::{Client, Reply, Run};
+use crate::body::ResponseBody;
+use crate::flight::{Landing, Lead};
+use crate::policy::{Contract, Policy};
+use crate::record::{IDEMPOTENCY_STORED, Record};
+use crate::rejection::Rejection;
+use crate::store::State;
+use crate::telemetry::{Executed, Outcome};
+
+impl Run {
+    /// Stores the outcome, then answers. What half a request brought about is not kept.
+    pub(super) async fn complete<R, E>(
+        &self,
+        record: Record,
+        response: Response<ResponseBody<R>>,
+        mut client: Client<R, E>,
+        executed: Executed,
+    ) {
+        if self.request_failed.is_set() {
+            return self.release(self.policy.lease, Some(Reply::Response(response)), client, Executed::Released).await;
+        }
+        let stored = self.settle(record, async |pursued| {
+            client.reply(Reply::Response(match pursued {
+                Pursued::Held => response,
+                Pursued::Lost => self.of_the_winner(response).await,
+                Pursued::Unanswered => unstored(response),
+            }));
+        });
+        let pursued = stored.await;
+        client.close(executed, pursued);
+    }
+
+    /// Pursues the completion. Tells what came of it, at the latest when the response may wait no longer.
+    pub(super) async fn settle(&self, record: Record, tell: impl AsyncFnOnce(Pursued)) -> Pursued {
+        let bytes = record.encode();
+        let mut pursuit = pin!(self.pursue(&bytes));
+        let pursued = match timeout(self.policy.complete_wait, pursuit.as_mut()).await {
+            Ok(pursued) => {
+                self.end(pursued, record);
+                tell(pursued).await;
+                return pursued;
+            }
+            Err(_) => futures_util::join!(pursuit, tell(Pursued::Unanswered)).0,
+        };
+        self.end(pursued, record);
+        pursued
+    }
+
+    /// Completes the claim with the lease renewed beside it. Who was told that it lost does not complete any more.
+    async fn pursue(&self, record: &Bytes) -> Pursued {
+        if *self.lost.borrow() {
+            return Pursued::Lost;
+        }
+        let retention = self.handle.steering().keep_for.unwrap_or(self.policy.retention);
+        let ceiling = self.policy.complete_ceiling;
+        tokio::select! {
+            biased;
+            pursued = self.lease.complete(record, retention, ceiling) => pursued,
+            () = self.keep_until(Instant::now() + ceiling) => Pursued::Lost,
+        }
+    }
+
+    /// Gives the key back, then answers.
+    pub(super) async fn release<R, E>(
+        &self,
+        remember: Duration,
+        reply: Option<Reply<R, E>>,
+        mut client: Client<R, E>,
+        executed: Executed,
+    ) {
+        self.lease.begin();
+        let mut release = pin!(self.lease.release(remember));
+        let released = timeout(self.lease.ledger().call_timeout(), release.as_mut()).await;
+        if let Some(reply) = reply {
+            client.reply(reply);
+        }
+        if released.is_err() {
+            release.await;
+        }
+        if let Some(lead) = self.take_lead() {
+            lead.failed();
+        }
+        client.close(executed, Pursued::Held);
+    }
+
+    /// What to answer when another attempt has taken the place of this one.
+    async fn of_the_winner<R>(&self, response: Response<ResponseBody<R>>) -> Response<ResponseBody<R>> {
+        let claim = self.lease.claim();
+        let record = match self.lease.ledger().lookup(&self.lease.key()).await {
+            Ok(Some(entry)) if claim.refuse_other && entry.fingerprint != claim.fingerprint => None,
+            Ok(Some(entry)) => match entry.state {
+                State::Done(record) => Record::decode(&record).ok(),
+                State::Free | State::Running => None,
+            },
+            Ok(None) | Err(_) => None,
+        };
+        match (record, self.policy.contract) {
+            (Some(record), _) => {
+                record.replay(self.policy.replay).unwrap_or_else(|refusal| self.policy.refuse(refusal))
+            }
+            (None, Contract::Webhook) => self.policy.refuse(Rejection::OutcomeUnknown),
+            (None, Contract::Api) => unstored(response),
+        }
+    }
+
+    /// Tells those who wait what came of the completion.
+    fn end(&self, pursued: Pursued, record: Record) {
+        match self.take_lead() {
+            Some(lead) if pursued == Pursued::Held => {
+                let fingerprint = self.lease.claim().fingerprint;
+                lead.land(Landing::Done { fingerprint, record: Arc::new(record) });
+            }
+            Some(lead) => lead.step_down(),
+            None => {}
+        }
+    }
+
+    pub(super) fn step_down(&self) {
+        if let Some(lead) = self.take_lead() {
+            lead.step_down();
+        }
+    }
+
+    fn take_lead(&self) -> Option<Lead> {
+        self.lead.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Marks a response that a retry will not get again.
+pub(super) fn unstored<R>(mut response: Response<ResponseBody<R>>) -> Response<ResponseBody<R>> {
+    response.headers_mut().insert(IDEMPOTENCY_STORED, HeaderValue::from_static("false"));
+    response
+}
+
+// === impl Client ===
+
+impl<R, E> Client<R, E> {
+    /// Answers, once. A client that has left misses nothing: its retry gets the outcome.
+    pub(super) fn reply(&mut self, reply: Reply<R, E>) {
+        if let Some(sender) = self.reply.take() {
+            let _ = sender.send(reply);
+        }
+    }
+
+    pub(super) fn refuse(mut self, policy: &Policy, refusal: Rejection) {
+        self.reply(Reply::Response(policy.refuse(refusal)));
+        self.report.close(Outcome::Refused(refusal));
+    }
+
+    pub(super) fn close(self, executed: Executed, pursued: Pursued) {
+        self.report.close(Outcome::Executed(match pursued {
+            Pursued::Held => executed,
+            Pursued::Lost => Executed::Lost,
+            Pursued::Unanswered => Executed::Unstored,
+        }));
+    }
+}

@@ -1,0 +1,143 @@
+//! The keys of one shard, by key, by when they expire, and by whether they may be dropped.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::fingerprint::Fingerprint;
+use crate::key::Key;
+use crate::store::{Claim, ClaimId, Claimed};
+
+/// How many expired keys one step removes at most, so that a million expiring together stop nobody.
+pub(super) const SWEEP: usize = 64;
+
+/// What all shards hold together.
+#[derive(Debug, Default)]
+pub(super) struct Used {
+    pub(super) keys: AtomicUsize,
+    pub(super) bytes: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    pub(super) by_key: HashMap<Key, Slot>,
+    pub(super) by_expiry: BTreeSet<(Instant, Key)>,
+    /// What may be dropped when the store is full, soonest to expire first.
+    pub(super) free: BTreeSet<(Instant, Key)>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Slot {
+    pub(super) id: ClaimId,
+    pub(super) attempt: u32,
+    pub(super) retention: Duration,
+    pub(super) fingerprint: Option<Fingerprint>,
+    pub(super) phase: Phase,
+    pub(super) expires: Instant,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Phase {
+    Done(Bytes),
+    Free,
+    Running { lease_until: Instant },
+}
+
+/// What a claim means for a key that somebody has had.
+pub(super) enum Judged {
+    Answer(Claimed),
+    Takeable,
+}
+
+// === impl Slot ===
+
+impl Slot {
+    pub(super) fn running(claim: &Claim, attempt: u32, now: Instant) -> Self {
+        let lease_until = now + claim.lease;
+        Self {
+            id: claim.id,
+            attempt,
+            retention: claim.retention,
+            fingerprint: claim.fingerprint,
+            phase: Phase::Running { lease_until },
+            // Outlives its lease, so that the attempt number and the fingerprint outlive a crash.
+            expires: lease_until + claim.retention,
+        }
+    }
+
+    pub(super) fn freed(&self, expires: Instant) -> Self {
+        Self { phase: Phase::Free, expires, ..self.clone() }
+    }
+
+    pub(super) fn is_live(&self, now: Instant) -> bool {
+        matches!(self.phase, Phase::Running { lease_until } if lease_until > now)
+    }
+
+    pub(super) fn judge(&self, claim: &Claim, now: Instant) -> Judged {
+        let fingerprint = self.fingerprint;
+        Judged::Answer(match &self.phase {
+            Phase::Running { .. } if self.id == claim.id => Claimed::Acquired { attempt: self.attempt },
+            _ if claim.refuse_other && fingerprint != claim.fingerprint => Claimed::Mismatch,
+            Phase::Done(record) => Claimed::Done { fingerprint, record: record.clone() },
+            // Its own claim, released: this sending of it is late.
+            Phase::Free if self.id == claim.id => Claimed::Running { fingerprint, lease_left: Duration::ZERO },
+            Phase::Running { lease_until } if *lease_until > now => {
+                Claimed::Running { fingerprint, lease_left: *lease_until - now }
+            }
+            Phase::Free | Phase::Running { .. } => return Judged::Takeable,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.phase {
+            Phase::Done(record) => record.len(),
+            Phase::Free | Phase::Running { .. } => 0,
+        }
+    }
+}
+
+// === impl Slots ===
+
+impl Slots {
+    pub(super) fn get(&self, key: &Key, now: Instant) -> Option<&Slot> {
+        self.by_key.get(key).filter(|slot| slot.expires > now)
+    }
+
+    pub(super) fn put(&mut self, key: &Key, slot: Slot, used: &Used) {
+        self.remove(key, used);
+        used.keys.fetch_add(1, Ordering::Relaxed);
+        used.bytes.fetch_add(slot.bytes(), Ordering::Relaxed);
+        self.by_expiry.insert((slot.expires, *key));
+        if matches!(slot.phase, Phase::Free) {
+            self.free.insert((slot.expires, *key));
+        }
+        self.by_key.insert(*key, slot);
+    }
+
+    fn remove(&mut self, key: &Key, used: &Used) {
+        if let Some(slot) = self.by_key.remove(key) {
+            used.keys.fetch_sub(1, Ordering::Relaxed);
+            used.bytes.fetch_sub(slot.bytes(), Ordering::Relaxed);
+            self.by_expiry.remove(&(slot.expires, *key));
+            self.free.remove(&(slot.expires, *key));
+        }
+    }
+
+    pub(super) fn sweep(&mut self, now: Instant, used: &Used) {
+        for _ in 0..SWEEP {
+            match self.by_expiry.first() {
+                Some(&(expires, key)) if expires <= now => self.remove(&key, used),
+                _ => return,
+            }
+        }
+    }
+
+    pub(super) fn drop_free(&mut self, used: &Used) {
+        if let Some((_, key)) = self.free.first().copied() {
+            self.remove(&key, used);
+        }
+    }
+}
