@@ -115,8 +115,8 @@ async fn what_is_not_a_record_is_an_outage_and_never_a_run() {
     let first = app.send(event("e")).await;
     let key = format!("idempotency:{{{}}}", std::str::from_utf8(&first.body).unwrap().split(' ').next_back().unwrap());
     let whole: Vec<u8> = client.get(&key).await.unwrap();
-    let version = 48;
-    let mut values = vec![vec![], b"rubbish".to_vec(), vec![0xFF; 100], whole[..47].to_vec(), whole[..60].to_vec()];
+    let version = 49;
+    let mut values = vec![vec![], b"rubbish".to_vec(), vec![0xFF; 100], whole[..48].to_vec(), whole[..60].to_vec()];
     for (at, byte) in [(0, b'x'), (2, b'X'), (version, 2), (version + 1, 0x80)] {
         let mut changed = whole.clone();
         changed[at] = byte;

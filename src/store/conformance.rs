@@ -65,6 +65,7 @@ macro_rules! store_conformance {
             a_retention_shorter_than_the_lease_works
             a_free_key_is_remembered_as_long_as_asked
             an_attempt_number_outlives_a_crash
+            a_failure_is_not_forgotten_for_what_surely_had_no_effect
             a_record_may_be_empty_or_large
             a_forgotten_key_runs_again
             a_running_key_is_forgotten_by_force_only
@@ -393,6 +394,27 @@ pub async fn an_attempt_number_outlives_a_crash<S: Store>(store: &S) {
     sleep(SHORT / 4).await;
     assert_eq!(store.claim(&key, &with(2, true)).await.unwrap(), Claimed::Mismatch);
     assert_eq!(store.claim(&key, &with(1, true)).await.unwrap(), Claimed::Acquired { attempt: 2 });
+}
+
+/// An attempt that failed or died may have had its effect. What comes after it without one, a claim given up or a forged
+/// request refused, is remembered briefly on its own, but does not shorten the memory of the other.
+pub async fn a_failure_is_not_forgotten_for_what_surely_had_no_effect<S: Store>(store: &S) {
+    let (failed, died, alone) = (key(), key(), key());
+    let held = acquire(store, &failed, LONG).await;
+    assert_eq!(store.release(&failed, &held, LONG).await.unwrap(), Hold::Held);
+    acquire(store, &died, BLINK).await;
+    sleep(SHORT / 4).await;
+    for key in [&failed, &died, &alone] {
+        for given_up in [false, true] {
+            let held = acquire(store, key, LONG).await;
+            let held = if given_up { Claim { attempt: 0, ..held } } else { held };
+            assert_eq!(store.release(key, &held, SHORT).await.unwrap(), Hold::Held);
+        }
+    }
+    sleep(SHORT + SHORT / 4).await;
+    assert_eq!(acquire(store, &failed, LONG).await.attempt, 3);
+    assert_eq!(acquire(store, &died, LONG).await.attempt, 3);
+    assert_eq!(acquire(store, &alone, LONG).await.attempt, 1);
 }
 
 /// Up to what the layer keeps by default, and a little more.

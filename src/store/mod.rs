@@ -56,7 +56,9 @@ pub trait Store: Send + Sync + 'static {
         record: Bytes,
     ) -> impl Future<Output = Result<Hold, StoreError>> + Send;
 
-    /// Ends the claim without a record and remembers the attempt number for `remember`.
+    /// Ends the claim without a record and remembers the attempt number for `remember`; but for the claim's retention at
+    /// least, if an attempt before it died or was remembered for its retention: what may have had an effect is not
+    /// forgotten for what surely had none. A claim released with attempt 0 has not run, and is not counted.
     ///
     /// A key that is gone is made free for one lease, so that a claim given up on but still on its way finds it taken.
     fn release(
@@ -175,8 +177,15 @@ pub enum State {
 /// A store did not do what it was asked for, or did not say so.
 #[derive(Debug)]
 pub struct StoreError {
-    definite: bool,
+    kind: Kind,
     source: BoxError,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Kind {
+    Refused,
+    Unknown,
+    Unreadable,
 }
 
 // === impl Claim ===
@@ -238,24 +247,39 @@ impl Entry {
 impl StoreError {
     /// The step may have taken effect: no answer came, or not in time.
     pub fn unknown(source: impl Into<BoxError>) -> Self {
-        Self { definite: false, source: source.into() }
+        Self { kind: Kind::Unknown, source: source.into() }
     }
 
     /// The step took no effect: it was refused, or never sent.
     pub fn refused(source: impl Into<BoxError>) -> Self {
-        Self { definite: true, source: source.into() }
+        Self { kind: Kind::Refused, source: source.into() }
+    }
+
+    /// The step took no effect, because what the store has under the key is none of its records, or of a version to come.
+    pub fn unreadable(source: impl Into<BoxError>) -> Self {
+        Self { kind: Kind::Unreadable, source: source.into() }
     }
 
     /// Whether the step is known to have taken no effect.
     #[must_use]
-    pub const fn is_definite(&self) -> bool {
-        self.definite
+    pub fn is_definite(&self) -> bool {
+        self.kind != Kind::Unknown
+    }
+
+    /// Whether there is something under the key that cannot be read: an event that was seen, whatever came of it.
+    #[must_use]
+    pub fn is_unreadable(&self) -> bool {
+        self.kind == Kind::Unreadable
     }
 }
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.definite { "the store refused" } else { "the store did not answer" })
+        f.write_str(match self.kind {
+            Kind::Refused => "the store refused",
+            Kind::Unknown => "the store did not answer",
+            Kind::Unreadable => "what the store keeps cannot be read",
+        })
     }
 }
 

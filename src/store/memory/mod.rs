@@ -124,15 +124,16 @@ impl Store for MemoryStore {
             self.make_room(now);
         }
         let mut slots = self.slots(self.shard(key), now);
-        let attempt = match slots.get(key, now) {
+        let taken = match slots.get(key, now) {
             None if self.is_full() => return Err(StoreError::refused(Full)),
-            None => 1,
+            None => Slot::running(claim, 1, now),
             Some(slot) => match slot.judge(claim, now) {
                 Judged::Answer(answer) => return Ok(answer),
-                Judged::Takeable => slot.attempt.saturating_add(1),
+                Judged::Takeable => slot.taken_over(claim, now),
             },
         };
-        slots.put(key, Slot::running(claim, attempt, now), &self.used);
+        let attempt = taken.attempt;
+        slots.put(key, taken, &self.used);
         Ok(Claimed::Acquired { attempt })
     }
 
@@ -142,7 +143,11 @@ impl Store for MemoryStore {
         match slots.get(key, now) {
             Some(slot) if slot.id != claim.id || matches!(slot.phase, Phase::Free) => return Ok(Hold::Lost),
             Some(Slot { phase: Phase::Done(_), .. }) => {}
-            Some(_) | None => slots.put(key, Slot::running(claim, claim.attempt, now), &self.used),
+            Some(slot) => {
+                let renewed = Slot { remembered: slot.remembered, ..Slot::running(claim, claim.attempt, now) };
+                slots.put(key, renewed, &self.used);
+            }
+            None => slots.put(key, Slot::running(claim, claim.attempt, now), &self.used),
         }
         Ok(Hold::Held)
     }
@@ -175,10 +180,10 @@ impl Store for MemoryStore {
             Some(Slot { phase: Phase::Free, .. }) => return Ok(Hold::Held),
             // A claim that names no attempt was given up before it ran, and is not counted.
             Some(slot) if claim.attempt == 0 => {
-                Slot { attempt: slot.attempt.saturating_sub(1), ..slot.freed(now + remember) }
+                Slot { attempt: slot.attempt.saturating_sub(1), ..slot.freed(remember, now) }
             }
-            Some(slot) => slot.freed(now + remember),
-            None => Slot::running(claim, claim.attempt, now).freed(now + claim.lease),
+            Some(slot) => slot.freed(remember, now),
+            None => Slot::running(claim, claim.attempt, now).freed(claim.lease, now),
         };
         slots.put(key, free, &self.used);
         drop(slots);
@@ -206,7 +211,7 @@ impl Store for MemoryStore {
         let free = match slots.get(key, now) {
             None => return Ok(Forgotten::Absent),
             Some(slot) if slot.is_live(now) && !force => return Ok(Forgotten::Running),
-            Some(slot) => slot.freed(now + slot.retention),
+            Some(slot) => slot.freed(slot.retention, now),
         };
         slots.put(key, free, &self.used);
         drop(slots);

@@ -35,6 +35,8 @@ pub(super) struct Slot {
     pub(super) attempt: u32,
     pub(super) retention: Duration,
     pub(super) fingerprint: Option<Fingerprint>,
+    /// An attempt before this one died or failed, and is to be remembered for the retention.
+    pub(super) remembered: bool,
     pub(super) phase: Phase,
     pub(super) expires: Instant,
 }
@@ -62,14 +64,22 @@ impl Slot {
             attempt,
             retention: claim.retention,
             fingerprint: claim.fingerprint,
+            remembered: false,
             phase: Phase::Running { lease_until },
             // Outlives its lease, so that the attempt number and the fingerprint outlive a crash.
             expires: lease_until + claim.retention,
         }
     }
 
-    pub(super) fn freed(&self, expires: Instant) -> Self {
-        Self { phase: Phase::Free, expires, ..self.clone() }
+    /// The next attempt's. Who held it when its lease ended has died, and may have had an effect.
+    pub(super) fn taken_over(&self, claim: &Claim, now: Instant) -> Self {
+        let remembered = self.remembered || matches!(self.phase, Phase::Running { .. });
+        Self { remembered, ..Self::running(claim, self.attempt.saturating_add(1), now) }
+    }
+
+    pub(super) fn freed(&self, life: Duration, now: Instant) -> Self {
+        let life = if self.remembered { life.max(self.retention) } else { life };
+        Self { phase: Phase::Free, remembered: life >= self.retention, expires: now + life, ..self.clone() }
     }
 
     pub(super) fn is_live(&self, now: Instant) -> bool {

@@ -22,11 +22,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The last resort against a caller that sets no deadline of its own; the ledger's is far below.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a call has to have waited for its silence to count against the connection.
-const SILENCE: Duration = Duration::from_millis(100);
-
-/// How many such calls in a row condemn the connection.
+/// How many calls in a row go unanswered, and for how long, before the connection is condemned. Both, because callers
+/// differ in their deadlines, and because one whose own client has left stops waiting at once.
 const MAX_SILENT: u32 = 2;
+const MAX_SILENCE: Duration = Duration::from_millis(200);
 
 /// The pauses between attempts to connect.
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
@@ -46,6 +45,7 @@ struct State {
     /// After a failure: the error, and until when it is the answer.
     failed: Option<(RedisError, Instant)>,
     backoff: Duration,
+    connected_at: Option<Instant>,
 }
 
 type Connecting = Shared<BoxFuture<'static, Result<Connection, RedisError>>>;
@@ -71,8 +71,9 @@ struct Connection {
 #[derive(Debug)]
 struct Health {
     broken: bool,
-    silent: u32,
     last_answer: Instant,
+    silent: u32,
+    silent_since: Option<Instant>,
 }
 
 /// A call under way. Dropped without an answer, it counts as silence.
@@ -97,10 +98,14 @@ impl Connector {
             Err(error) if connection.is_condemned() => error,
             result => return result.map_err(Failure::sent),
         };
-        match self.connection().await {
-            Ok(mut connection) => connection.query(command).await.map_err(Failure::sent),
-            Err(_) => Err(Failure::sent(first)),
+        if is_from_replica(&first) {
+            lock(&self.state).back_off(&first);
         }
+        let second = match self.connection().await {
+            Ok(mut connection) => connection.query(command).await.map_err(Failure::sent),
+            Err(error) => Err(Failure::Unsent(error)),
+        };
+        second.map_err(|second| Failure::sent(first).and_then(second))
     }
 
     /// The connection, new where there is none that works.
@@ -157,14 +162,23 @@ impl State {
         match connected {
             Ok(connection) => {
                 self.current = Some(connection.clone());
+                self.connected_at = Some(Instant::now());
                 self.failed = None;
-                self.backoff = Duration::ZERO;
             }
-            Err(error) => {
-                self.backoff = (self.backoff * 2).clamp(FIRST_BACKOFF, LAST_BACKOFF);
-                let pause = self.backoff.mul_f64(rand::random_range(0.5..1.0));
-                self.failed = Some((error.clone(), Instant::now() + pause));
-            }
+            Err(error) => self.back_off(error),
+        }
+    }
+
+    /// Pauses before the next attempt to connect: longer each time, unless a connection has been good for a while.
+    fn back_off(&mut self, error: &RedisError) {
+        self.current = None;
+        let was_good = self.connected_at.take().is_some_and(|at| at.elapsed() > LAST_BACKOFF);
+        if was_good {
+            self.backoff = Duration::ZERO;
+        } else {
+            self.backoff = (self.backoff * 2).clamp(FIRST_BACKOFF, LAST_BACKOFF);
+            let pause = self.backoff.mul_f64(rand::random_range(0.5..1.0));
+            self.failed = Some((error.clone(), Instant::now() + pause));
         }
     }
 }
@@ -173,13 +187,14 @@ impl State {
 
 impl Connection {
     fn new(inner: MultiplexedConnection) -> Self {
-        let health = Health { broken: false, silent: 0, last_answer: Instant::now() };
+        let health = Health { broken: false, last_answer: Instant::now(), silent: 0, silent_since: None };
         Self { inner, health: Arc::new(Mutex::new(health)) }
     }
 
     fn is_condemned(&self) -> bool {
         let health = lock(&self.health);
-        health.broken || health.silent >= MAX_SILENT
+        let is_silent = health.silent_since.is_some_and(|since| since.elapsed() >= MAX_SILENCE);
+        health.broken || is_silent && health.silent >= MAX_SILENT
     }
 
     async fn query(&mut self, command: &Cmd) -> RedisResult<Value> {
@@ -204,8 +219,14 @@ fn is_reply(error: &RedisError) -> bool {
 
 /// Whether the server cannot write, and another may have taken its place.
 fn is_from_replica(error: &RedisError) -> bool {
-    let kind = error.kind();
-    kind == ErrorKind::Server(ServerErrorKind::ReadOnly) || kind == ErrorKind::Server(ServerErrorKind::MasterDown)
+    match error.kind() {
+        ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown) => true,
+        // From inside a script, before 7.0.
+        ErrorKind::Server(ServerErrorKind::ResponseError) => {
+            error.detail().is_some_and(|detail| detail.contains("-READONLY") || detail.contains("-MASTERDOWN"))
+        }
+        _ => false,
+    }
 }
 
 // === impl Failure ===
@@ -215,11 +236,19 @@ impl Failure {
         if is_reply(&error) { Self::Refused(error) } else { Self::Unknown(error) }
     }
 
-    /// What the server said, if it did.
-    pub(super) fn reply(&self) -> Option<&RedisError> {
+    /// What has been done by a sending that failed like this, and another after it that failed like `next`.
+    pub(super) fn and_then(self, next: Self) -> Self {
+        match (self, next) {
+            (Self::Unknown(_), Self::Refused(error) | Self::Unsent(error)) => Self::Unknown(error),
+            (Self::Refused(_), Self::Unsent(error)) => Self::Refused(error),
+            (_, next) => next,
+        }
+    }
+
+    /// What went wrong last.
+    pub(super) fn error(&self) -> &RedisError {
         match self {
-            Self::Refused(error) => Some(error),
-            Self::Unknown(_) | Self::Unsent(_) => None,
+            Self::Refused(error) | Self::Unknown(error) | Self::Unsent(error) => error,
         }
     }
 }
@@ -240,6 +269,7 @@ impl Call<'_> {
         self.answered = true;
         let mut health = lock(self.health);
         health.silent = 0;
+        health.silent_since = None;
         health.last_answer = Instant::now();
         health.broken |= by_replica;
     }
@@ -247,10 +277,11 @@ impl Call<'_> {
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        if !self.answered && self.sent.elapsed() >= SILENCE {
+        if !self.answered {
             let mut health = lock(self.health);
             if health.last_answer < self.sent {
                 health.silent += 1;
+                health.silent_since.get_or_insert(self.sent);
             }
         }
     }

@@ -10,7 +10,8 @@
 //! 20   4  attempt, big-endian; 0 for a claim that was given up before it ran
 //! 24   8  retention in ms, big-endian
 //! 32  16  fingerprint, else zeros
-//! 48      record
+//! 48   1  1 where an attempt before this one died or failed, and is to be remembered for the retention
+//! 49      record
 //! ```
 //!
 //! A running record lives for its retention and its lease, so its lease is alive exactly while the key's PTTL is above
@@ -25,7 +26,7 @@ use crate::fingerprint::Fingerprint;
 use crate::store::{Claim, ClaimId};
 
 const MAGIC: &[u8; 2] = b"ti";
-const HEADER_LEN: usize = 48;
+const HEADER_LEN: usize = 49;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Phase {
@@ -61,6 +62,7 @@ pub(super) fn encode(claim: &Claim, phase: Phase, attempt: u32, record: &[u8]) -
     out.put_u32(attempt);
     out.put_u64(millis(claim.retention));
     out.put_slice(claim.fingerprint.unwrap_or(Fingerprint::from_bytes([0; Fingerprint::LEN])).as_bytes());
+    out.put_u8(0);
     out.put_slice(record);
     out.freeze()
 }
@@ -82,6 +84,7 @@ pub(super) fn decode(mut value: Bytes) -> Result<Value, Corrupt> {
     let _retention = value.get_u64();
     let mut fingerprint = [0; Fingerprint::LEN];
     value.copy_to_slice(&mut fingerprint);
+    let _remembered = value.get_u8();
     let fingerprint = has_fingerprint.then(|| Fingerprint::from_bytes(fingerprint));
     Ok(Value { phase, id, attempt, fingerprint, record: value })
 }
@@ -113,7 +116,7 @@ mod tests {
             &claim.id.as_bytes()[..],
             b"\x0a\x0b\x0c\x0d\x00\x00\x00\x00\x01\x02\x03\x04",
             &[0xF0; 16],
-            b"record",
+            b"\x00record",
         ]
         .concat();
         assert_eq!(value, golden);
@@ -127,7 +130,7 @@ mod tests {
     fn rubbish_is_not_read() {
         let claim = Claim::new(Duration::from_secs(1), Duration::from_secs(1));
         let value = encode(&claim, Phase::Running, 1, b"");
-        assert!(decode(value.slice(..47)).is_err());
+        assert!(decode(value.slice(..48)).is_err());
         assert!(decode(Bytes::from_static(b"")).is_err());
         for at in [0, 2] {
             let mut changed = value.to_vec();

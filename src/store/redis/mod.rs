@@ -77,17 +77,38 @@ impl RedisStore {
 
     /// `SET NX GET`: nothing where the key was absent and is now the claim's, else what stands there.
     async fn set(&self, name: &str, running: &[u8], life: u64) -> Result<Value, Failure> {
-        if !self.before_7.load(Ordering::Relaxed) {
-            let mut set = redis::cmd("SET");
-            set.arg(name).arg(running).arg("NX").arg("GET").arg("PX").arg(life);
-            match self.connector.query(&set).await {
-                Err(failure) if failure.reply().is_some_and(is_from_before_7) => {
-                    self.before_7.store(true, Ordering::Relaxed);
+        let mut set = redis::cmd("SET");
+        set.arg(name).arg(running).arg("NX").arg("GET").arg("PX").arg(life);
+        let before_7 = async { self.call(&script::CLAIM, name, &[running, life.to_string().as_bytes()]).await };
+        let claimed = self.by_version(self.connector.query(&set), before_7).await;
+        match claimed {
+            // What has finished can be told all the same.
+            Err(failure) if failure.error().code() == Some("OOM") => {
+                match self.connector.query(redis::cmd("GET").arg(name)).await {
+                    Ok(Value::Nil) | Err(_) => Err(failure),
+                    there => there,
                 }
-                answer => return answer,
             }
+            claimed => claimed,
         }
-        self.call(&script::CLAIM, name, &[running, life.to_string().as_bytes()]).await
+    }
+
+    /// Does it the way of 7.0 until the server turns out to be older.
+    async fn by_version(
+        &self,
+        from_7: impl Future<Output = Result<Value, Failure>>,
+        before_7: impl Future<Output = Result<Value, Failure>>,
+    ) -> Result<Value, Failure> {
+        if self.before_7.load(Ordering::Relaxed) {
+            return before_7.await;
+        }
+        match from_7.await {
+            Err(failure) if is_from_before_7(failure.error()) => {
+                self.before_7.store(true, Ordering::Relaxed);
+                before_7.await.map_err(|next| failure.and_then(next))
+            }
+            answer => answer,
+        }
     }
 
     async fn call(&self, script: &Script, name: &str, args: &[&[u8]]) -> Result<Value, Failure> {
@@ -108,7 +129,7 @@ impl RedisStore {
             b"done" => judge(bytes(answer.next())?, claim)?.ok_or_else(unexpected),
             b"mismatch" => Ok(Claimed::Mismatch),
             b"running" => {
-                let held = layout::decode(bytes(answer.next())?).map_err(StoreError::refused)?;
+                let held = layout::decode(bytes(answer.next())?).map_err(StoreError::unreadable)?;
                 let lease_left = Duration::from_millis(number(answer.next())?);
                 Ok(Claimed::Running { fingerprint: held.fingerprint, lease_left })
             }
@@ -122,15 +143,9 @@ impl RedisStore {
 
     /// A step that is taken also when the server is out of memory, where it knows of that.
     async fn last_step(&self, script: &AllowOom, key: &Key, args: &[&[u8]]) -> Result<Hold, StoreError> {
-        if !self.before_7.load(Ordering::Relaxed) {
-            match self.call(&script.flagged, &self.name(key), args).await {
-                Err(failure) if failure.reply().is_some_and(is_from_before_7) => {
-                    self.before_7.store(true, Ordering::Relaxed);
-                }
-                answer => return held(&answer?),
-            }
-        }
-        self.step(&script.plain, key, args).await
+        let name = self.name(key);
+        let before_7 = self.call(&script.plain, &name, args);
+        held(&self.by_version(self.call(&script.flagged, &name, args), before_7).await?)
     }
 }
 
@@ -173,7 +188,7 @@ impl Store for RedisStore {
         if value == Value::Nil {
             return Ok(None);
         }
-        let value = layout::decode(bytes(Some(value))?).map_err(StoreError::refused)?;
+        let value = layout::decode(bytes(Some(value))?).map_err(StoreError::unreadable)?;
         let state = match value.phase {
             Phase::Done => State::Done(value.record),
             Phase::Free => State::Free,
@@ -203,7 +218,7 @@ impl Store for RedisStore {
 
 /// What a value that was found means for a claim; `None` where the server's clock has to decide.
 fn judge(value: Bytes, claim: &Claim) -> Result<Option<Claimed>, StoreError> {
-    let value = layout::decode(value).map_err(StoreError::refused)?;
+    let value = layout::decode(value).map_err(StoreError::unreadable)?;
     let fingerprint = value.fingerprint;
     let mine = value.id == *claim.id.as_bytes();
     Ok(match value.phase {
@@ -236,7 +251,7 @@ fn unexpected() -> StoreError {
 fn bytes(value: Option<Value>) -> Result<Bytes, StoreError> {
     match value {
         Some(Value::BulkString(bytes)) => Ok(bytes.into()),
-        _ => Err(StoreError::refused(Corrupt)),
+        _ => Err(StoreError::unreadable(Corrupt)),
     }
 }
 

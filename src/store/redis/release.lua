@@ -7,6 +7,8 @@ if id_of(head) ~= id_of(ARGV[1]) or state == 'D' then return 0 end
 if state == 'F' then return 1 end
 -- A claim that names no attempt was given up before it ran, and is not counted.
 if struct.unpack('>I4', ARGV[1], 21) == 0 then attempt = math.max(attempt - 1, 0) end
-redis.call('SET', KEYS[1], with_attempt(freed(head), attempt), 'PX', ARGV[2])
+local life = tonumber(ARGV[2])
+if remembered then life = math.max(life, retention) end
+redis.call('SET', KEYS[1], with(head, 'F', attempt, life >= retention), 'PX', string.format('%.0f', life))
 tell()
 return 1

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, ServerErrorKind, Value};
 
 use super::connection::{Connector, Failure};
 
@@ -49,16 +49,13 @@ impl Script {
     /// lacks it.
     pub(super) async fn call(&self, connector: &Connector, key: &str, args: &[&[u8]]) -> Result<Value, Failure> {
         match connector.query(&command("EVALSHA", &self.hash, key, args)).await {
-            Err(failure) if failure.reply().is_some_and(is_unknown_script) => {
-                connector.query(&command("EVAL", self.code, key, args)).await
+            Err(failure) if failure.error().kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                let answer = connector.query(&command("EVAL", self.code, key, args)).await;
+                answer.map_err(|next| failure.and_then(next))
             }
             answer => answer,
         }
     }
-}
-
-fn is_unknown_script(reply: &RedisError) -> bool {
-    reply.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
 
 fn command(name: &str, script: &str, key: &str, args: &[&[u8]]) -> Cmd {

@@ -16,5 +16,6 @@ if not gone then
     if ttl > retention then return {'running', head, ttl - retention} end
   end
 end
-redis.call('SET', KEYS[1], with_attempt(ARGV[1], attempt + 1), 'PX', ARGV[2])
+-- Who held it when its lease ended has died, and may have had an effect.
+redis.call('SET', KEYS[1], with(ARGV[1], 'R', attempt + 1, remembered or state == 'R'), 'PX', ARGV[2])
 return {'acquired', attempt + 1}
