@@ -283,7 +283,11 @@ impl<B: Body<Data = Bytes>> Collector<B> {
         while let Some(frame) = self.body.frame().await {
             match frame?.into_data() {
                 Ok(data) => self.push(data),
-                Err(frame) => self.trailers = frame.into_trailers().ok(),
+                // Nothing follows trailers, even where the body is slow to say so.
+                Err(frame) => {
+                    self.trailers = frame.into_trailers().ok();
+                    return Ok(Filled::Whole);
+                }
             }
             if self.len() > self.cap {
                 return Ok(Filled::OverCap);

@@ -56,9 +56,14 @@ enum News {
 /// How a flight ended for those who waited.
 #[derive(Clone)]
 pub(crate) enum Landing {
-    Done { fingerprint: Option<Fingerprint>, record: Arc<Record> },
+    Done {
+        fingerprint: Option<Fingerprint>,
+        record: Arc<Record>,
+    },
     Failed,
     StoreUnavailable,
+    /// What the store keeps cannot be read.
+    Unreadable,
 }
 
 /// One request's place in a flight.

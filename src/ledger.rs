@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::{TaskTracker, TaskTrackerToken};
 
 use crate::flight::Flights;
 use crate::key::Key;
@@ -48,10 +48,16 @@ pub(crate) struct Gauge {
 /// One of those, until it is dropped.
 pub(crate) struct Ticket(Arc<Gauge>);
 
-/// The process was asked to stop and attempts were still running when its time was up.
+/// The right to start an attempt.
+pub(crate) struct AttemptTicket {
+    _ticket: Ticket,
+    _token: TaskTrackerToken,
+}
+
+/// The process was asked to stop, and not everything had come to its end when its time was up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct StillRunning {
-    /// How many attempts were running.
+    /// How many attempts were running. Where it is none, claims were still to be released.
     pub attempts: usize,
 }
 
@@ -119,7 +125,7 @@ impl Ledger {
     ///
     /// If `timeout` passes first.
     pub async fn drain(&self, timeout: Duration) -> Result<(), StillRunning> {
-        self.0.draining.store(true, Ordering::Relaxed);
+        self.0.draining.store(true, Ordering::SeqCst);
         self.0.tasks.close();
         let drained = tokio::time::timeout(timeout, self.0.tasks.wait()).await;
         drained.map_err(|_| StillRunning { attempts: self.0.in_flight.used() })
@@ -170,12 +176,13 @@ impl Ledger {
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.0.draining.load(Ordering::Relaxed)
+        self.0.draining.load(Ordering::SeqCst)
     }
 
-    /// The right to start an attempt, if one may start.
-    pub(crate) fn attempt(&self) -> Option<Ticket> {
-        self.0.in_flight.take().filter(|_| !self.is_draining())
+    /// The right to start an attempt, if one may start. Whoever drains waits for it, so it is taken before that is looked at.
+    pub(crate) fn attempt(&self) -> Option<AttemptTicket> {
+        let ticket = AttemptTicket { _ticket: self.0.in_flight.take()?, _token: self.0.tasks.token() };
+        (!self.is_draining()).then_some(ticket)
     }
 
     pub(crate) fn given_up(&self) -> Option<Ticket> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode, Version, request, response};
 
 use crate::body::ResponseBody;
@@ -78,7 +78,8 @@ pub enum OverLimit {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum OnStoreError {
-    /// It runs without protection, and may run twice.
+    /// It runs without protection: every delivery runs, also several at once. An event that the store knows, but cannot
+    /// be read, is refused all the same.
     Bypass,
     /// It is refused with 503.
     Refuse,
@@ -90,7 +91,8 @@ pub enum OnStoreError {
 pub enum Replay {
     /// The kept status, headers and body; 409 where they were not retained.
     Outcome,
-    /// Always 200, with the kept headers and body, empty where they were not retained.
+    /// 200 for any kept 2xx, with the kept headers and body, empty where they were not retained. Any other kept status is
+    /// told as it was: a kept failure is no acknowledgement.
     Acknowledge,
 }
 
@@ -254,12 +256,20 @@ fn is_deterministic(status: StatusCode) -> bool {
         && !matches!(status.as_u16(), 401 | 403 | 404 | 405 | 408 | 409 | 425 | 429)
 }
 
-/// RFC 9110 §7.8. HTTP/2 has no upgrades but those by CONNECT, and an offer of `h2c` is none: clients make it with any
+/// RFC 9110 §7.8. HTTP/2 has no upgrades but those by CONNECT, and an offer of HTTP/2 is none: clients make it with any
 /// request, and servers ignore it (RFC 9113 §3.1).
 fn is_upgrade(head: &request::Parts) -> bool {
-    let offers = head.headers.get_all(header::UPGRADE).iter();
-    let mut protocols = offers.flat_map(|offer| offer.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
-    head.version < Version::HTTP_2 && protocols.any(|protocol| !protocol.eq_ignore_ascii_case(b"h2c"))
+    let is_http2 = |token: &[u8]| token.eq_ignore_ascii_case(b"h2c") || token.eq_ignore_ascii_case(b"h2");
+    head.version < Version::HTTP_2
+        && tokens(&head.headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade"))
+        && tokens(&head.headers, &header::UPGRADE).any(|token| !is_http2(token))
+}
+
+/// The members of a header that is a list.
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let lines = headers.get_all(name).iter();
+    let members = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    members.map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {
@@ -356,8 +366,13 @@ mod tests {
         for method in [Method::HEAD, Method::OPTIONS, Method::CONNECT] {
             assert!(!policy.applies(&head(Request::builder().method(method))));
         }
-        assert!(!policy.applies(&head(Request::post("/").header("upgrade", "websocket"))));
-        assert!(policy.applies(&head(Request::post("/").header("upgrade", "h2c"))));
+        let upgrade =
+            |to: &str| head(Request::post("/").header("connection", "keep-alive, Upgrade").header("upgrade", to));
+        assert!(!policy.applies(&upgrade("websocket")));
+        for none in ["h2c", "h2, h2c", "", ","] {
+            assert!(policy.applies(&upgrade(none)), "{none}");
+        }
+        assert!(policy.applies(&head(Request::post("/").header("upgrade", "websocket"))), "without `Connection`");
         assert!(!policy.applies(&head(Request::post("/").header("content-type", "application/grpc+proto"))));
         let api = Policy::api(caller::shared());
         for (method, applies) in

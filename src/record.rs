@@ -161,16 +161,25 @@ impl Record {
         };
         let mut headers = self.headers.clone();
         let status = match replay {
-            Replay::Acknowledge => StatusCode::OK,
-            Replay::Outcome => self.status,
+            Replay::Acknowledge if self.status.is_success() => StatusCode::OK,
+            Replay::Acknowledge | Replay::Outcome => self.status,
         };
         if status != self.status {
             headers.remove(header::CONTENT_RANGE);
         }
         // RFC 9110 §8.6: none in a 1xx or 204, and in a 304 only what a 200 would have had.
         let has_length = !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        if has_length && trailers.is_none() {
-            headers.insert(header::CONTENT_LENGTH, body.len().into());
+        match &trailers {
+            None if has_length => {
+                headers.insert(header::CONTENT_LENGTH, body.len().into());
+            }
+            None => {}
+            // HTTP/1.1 carries only those that were announced.
+            Some(trailers) => {
+                for name in trailers.keys() {
+                    headers.append(header::TRAILER, HeaderValue::from(name.clone()));
+                }
+            }
         }
         headers.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
         let mut response = Response::new(ResponseBody::buffered(body, trailers));

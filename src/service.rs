@@ -109,6 +109,8 @@ impl<S> Idempotency<S> {
                 }
                 Turn::Landed(Landing::Failed) => return Ok(self.refuse(Rejection::AttemptFailed, report)),
                 Turn::Landed(Landing::StoreUnavailable) => return self.without_store(head, body, report).await,
+                // It was seen, so not even a bypass may run it.
+                Turn::Landed(Landing::Unreadable) => return Ok(self.refuse(Rejection::StoreUnavailable, report)),
                 Turn::Mismatch => return Ok(self.refuse(Rejection::KeyReused, report)),
                 Turn::OutOfPatience => return Ok(self.refuse(Rejection::Running, report)),
                 Turn::Full => return Ok(self.refuse(Rejection::Overloaded, report)),
@@ -130,12 +132,16 @@ impl<S> Idempotency<S> {
                     }
                     Err(error) => {
                         telemetry::unreadable(&key, error);
-                        lead.land(Landing::StoreUnavailable);
-                        return self.without_store(head, body, report).await;
+                        lead.land(Landing::Unreadable);
+                        return Ok(self.refuse(Rejection::StoreUnavailable, report));
                     }
                 },
                 Ok(Asked::Running { fingerprint: first, lease_left }) => lead.running_elsewhere(first, lease_left),
                 Ok(Asked::Mismatch) => return Ok(self.refuse(Rejection::KeyReused, report)),
+                Err(error) if error.is_unreadable() => {
+                    lead.land(Landing::Unreadable);
+                    return Ok(self.refuse(Rejection::StoreUnavailable, report));
+                }
                 Err(_) => {
                     lead.land(Landing::StoreUnavailable);
                     return self.without_store(head, body, report).await;

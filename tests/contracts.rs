@@ -15,10 +15,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_idempotency::fingerprint::Payload;
 use tower_idempotency::key::{header, json};
+use tower_idempotency::store::{Claim, Store as _};
 use tower_idempotency::{
     Attempt, IdempotencyLayer, Ledger, MemoryStore, OnBadKey, OnOtherPayload, OnStoreError, OverLimit, Rejection,
     Replay, RequestBody, caller,
@@ -267,9 +268,12 @@ async fn outcomes_that_a_correct_retry_could_change_run_again() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_kept_and_how_it_is_replayed_are_chosen() {
-    let app = app(&webhook().keep(|status| status == 404).replay(Replay::Outcome), 404);
-    app.send(event("e")).await;
-    assert_eq!((app.send(event("e")).await.status.as_u16(), app.runs()), (404, 1));
+    let whole = app(&webhook().keep(|status| status == 201).replay(Replay::Outcome), 201);
+    whole.send(event("e")).await;
+    assert_eq!((whole.send(event("e")).await.status.as_u16(), whole.runs()), (201, 1));
+    let failure = app(&webhook().keep(|_| true), 500);
+    failure.send(event("e")).await;
+    assert_eq!((failure.send(event("e")).await.status.as_u16(), failure.runs()), (500, 1), "no acknowledgement");
 }
 
 #[tokio::test(start_paused = true)]
@@ -410,6 +414,21 @@ async fn a_streamed_request_is_not_buffered_and_runs_again_when_it_broke() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn half_a_request_is_not_kept_however_late_it_broke() {
+    let app = App::new(&webhook().stream_request_body(), |request: Incoming, run| async move {
+        let answered = stream::once(async move {
+            let whole = request.into_body().collect().await.is_ok();
+            Ok(Frame::data(Bytes::from(format!("run {run}, whole: {whole}"))))
+        });
+        Ok(Response::new(StreamBody::new(answered).boxed_unsync()))
+    });
+    let broken = frames(vec![chunk("half"), Err(io::Error::other("reset"))]);
+    let first = app.send(Request::post("/hooks").header("x-id", "e").body(broken).unwrap()).await;
+    assert_eq!((&first.body[..], first.is_stored()), (&b"run 1, whole: false"[..], false));
+    assert_eq!(app.send(event("e")).await.body, "run 2, whole: true");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_large_response_is_passed_on_whole_and_leaves_a_tombstone() {
     let large = || frames((0..5).map(|_| chunk("abcd")).collect());
     let hook = App::new(&webhook().max_kept_body(10), move |_, _| async move {
@@ -543,6 +562,52 @@ async fn a_response_without_an_end_leaves_its_tombstone_at_the_head() {
     assert_eq!(app.runs(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_last_is_held_back_with_what_could_follow_it() {
+    for trailing in [Frame::data(Bytes::new()), Frame::trailers(HeaderMap::new())] {
+        let stores = Stores::memory();
+        let layer = IdempotencyLayer::webhook(&stores.ledger(), header("X-Id")).max_kept_body(1);
+        let trailing = Arc::new(std::sync::Mutex::new(Some(trailing)));
+        let app = App::new(&layer, move |_, _| {
+            let trailing = trailing.lock().unwrap().take().unwrap();
+            let sent = stream::iter([chunk("ab"), chunk("cd"), Ok(trailing)]).chain(stream::pending());
+            let response = Response::builder().header("content-length", "4");
+            async move { Ok(response.body(StreamBody::new(sent).boxed_unsync()).unwrap()) }
+        });
+        stores.fail(Step::Complete, Fault::LoseRequest, u32::MAX);
+        let mut body = app.call(event("e")).await.unwrap().into_body();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
+        assert!(timeout(Duration::from_secs(1), body.frame()).await.is_err(), "the end left before its tombstone");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn trailers_end_a_body_that_is_slow_to_say_so() {
+    let app = App::new(&api(), |_, _| async {
+        let trailers = HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
+        let sent = stream::iter([chunk("ab"), Ok(Frame::trailers(trailers))]).chain(stream::pending());
+        Ok(Response::new(StreamBody::new(sent).boxed_unsync()))
+    });
+    for _ in 0..2 {
+        let answer = app.send(order("k", "1")).await;
+        assert!(answer.is_stored() && answer.trailers.is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_holds_nothing_for_ever() {
+    let minute = Duration::from_secs(60);
+    let ledger = ledger().max_in_flight(1);
+    let layer = IdempotencyLayer::webhook(&ledger, header("X-Id")).max_attempt(minute).max_kept_body(10);
+    let app = App::new(&layer, |_, _| async { Ok(Response::new(frames((0..10).map(|_| chunk("abcd")).collect()))) });
+    let unread = app.call(event("e")).await.unwrap();
+    sleep(minute * 2).await;
+    assert!(app.send(event("e")).await.is_replayed());
+    assert_eq!(app.send(event("other")).await.status, 200);
+    assert_eq!(app.runs(), 2);
+    assert!(unread.into_body().collect().await.is_err(), "what was cut short does not look whole");
+}
+
 // Steering.
 
 #[tokio::test(start_paused = true)]
@@ -581,6 +646,117 @@ async fn an_api_is_told_that_an_applied_outcome_is_not_retained() {
         assert_eq!(code(&app.send(order("k", "1")).await), "outcome_not_retained");
     }
     assert_eq!(app.runs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_may_steer_from_inside_its_body() {
+    let app = App::new(&webhook(), |request: Incoming, run| async move {
+        let attempt = request.extensions().get::<Attempt>().unwrap().clone();
+        let late = stream::once(async move {
+            match run {
+                1 => attempt.dont_keep(),
+                _ => attempt.already_applied(),
+            }
+            chunk("late")
+        });
+        Ok(Response::new(StreamBody::new(late).boxed_unsync()))
+    });
+    let first = app.send(event("e")).await;
+    assert_eq!((&first.body[..], first.is_stored()), (&b"late"[..], false));
+    assert_eq!(app.send(event("e")).await.body, "");
+    assert!(app.send(event("e")).await.is_replayed());
+    assert_eq!(app.runs(), 2);
+}
+
+// Attempts that take too long.
+
+#[tokio::test(start_paused = true)]
+async fn handlers_that_hang_do_not_keep_others_from_running() {
+    let ledger = ledger().max_in_flight(2);
+    let app = App::new(&IdempotencyLayer::webhook(&ledger, header("X-Id")), |_, run| async move {
+        if run <= 2 {
+            std::future::pending::<()>().await;
+        }
+        answer(200, "ran")
+    });
+    for id in ["a", "b"] {
+        assert!(timeout(Duration::from_secs(1), app.send(event(id))).await.is_err());
+    }
+    assert_eq!(code(&app.send(event("c")).await), "overloaded");
+    sleep(Duration::from_secs(15 * 60)).await;
+    assert_eq!(app.send(event("c")).await.status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overdue_attempt_is_told_that_it_lost() {
+    let second = Duration::from_secs(1);
+    let layer = webhook().lease(second).max_attempt(second * 3).patience(second * 60);
+    let app = App::new(&layer, |request: Incoming, run| async move {
+        if run == 1 {
+            request.extensions().get::<Attempt>().unwrap().lost().await;
+            return answer(500, "stopped");
+        }
+        answer(200, "ran")
+    });
+    let overdue = tokio::spawn(app.send(event("e")));
+    sleep(second).await;
+    assert_eq!(app.send(event("e")).await.body, "ran");
+    assert_eq!(timeout(second * 10, overdue).await.unwrap().unwrap().body, "stopped");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_blocks_its_thread_keeps_its_lease() {
+    let lease = Duration::from_millis(300);
+    let stores = Stores::memory();
+    let layer = || IdempotencyLayer::webhook(&stores.ledger(), header("X-Id")).lease(lease).patience(Duration::ZERO);
+    let blocks = App::new(&layer(), move |_, run| async move {
+        tokio::task::block_in_place(|| std::thread::sleep(lease * 4));
+        answer(200, format!("run {run}"))
+    });
+    let blocking = tokio::spawn(blocks.send(event("e")));
+    sleep(lease * 3).await;
+    assert_eq!(code(&app(&layer(), 200).send(event("e")).await), "running");
+    assert_eq!(blocking.await.unwrap().body, "run 1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_about_to_start_is_waited_for() {
+    let stores = Stores::memory();
+    let ledger = stores.ledger();
+    let app = App::new(&IdempotencyLayer::webhook(&ledger, header("X-Id")), |_, _| async {
+        sleep(Duration::from_secs(5)).await;
+        answer(200, "ran")
+    });
+    stores.fail(Step::Claim, Fault::Hang, 1);
+    let starting = tokio::spawn(app.send(event("e")));
+    sleep(Duration::from_millis(50)).await;
+    ledger.drain(Duration::from_secs(60)).await.unwrap();
+    assert_eq!(app.runs(), 1);
+    assert_eq!(starting.await.unwrap().body, "ran");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_failed_is_remembered_past_what_had_no_effect() {
+    for forged in [false, true] {
+        let stores = Stores::memory();
+        let layer = IdempotencyLayer::webhook(&stores.ledger(), header("X-Id"));
+        let app = App::new(&layer, move |request: Incoming, run| async move {
+            let retry = request.extensions().get::<Attempt>().unwrap().is_retry();
+            match run {
+                1 => answer(500, "failed, perhaps after its effect"),
+                2 if forged => answer(401, "not the sender"),
+                _ => answer(200, retry.to_string()),
+            }
+        });
+        app.send(event("e")).await;
+        sleep(Duration::from_secs(60)).await;
+        if !forged {
+            stores.fail(Step::Claim, Fault::LoseAnswer, 3);
+        }
+        app.send(event("e")).await;
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(app.send(event("e")).await.body, "true", "forged: {forged}");
+    }
 }
 
 // Readiness and the store.
@@ -634,6 +810,22 @@ async fn a_store_that_does_not_answer_refuses_or_is_bypassed() {
         assert_eq!(lenient.send(event("e")).await.body, run);
     }
     assert_eq!(strict.runs(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_known_but_unreadable_is_never_run() {
+    let stores = Stores::memory();
+    let layer = IdempotencyLayer::webhook(&stores.ledger(), header("X-Id")).on_store_error(OnStoreError::Bypass);
+    let app = App::new(&layer, |request: Incoming, _| async move {
+        answer(400, request.extensions().get::<Attempt>().unwrap().key().to_string())
+    });
+    let key = app.send(event("e")).await.body;
+    let key = std::str::from_utf8(&key).unwrap().parse().unwrap();
+    let claim = Claim::new(Duration::from_secs(60), Duration::from_secs(60));
+    stores.store().claim(&key, &claim).await.unwrap();
+    stores.store().complete(&key, &claim, Bytes::from_static(b"\x02 of a version to come")).await.unwrap();
+    assert_eq!(code(&app.send(event("e")).await), "store_unavailable");
+    assert_eq!(app.runs(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,11 +11,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use axum::extract::{OriginalUri, State};
-use axum::http::{Request, Response};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
+use futures_util::stream;
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -174,4 +176,24 @@ async fn a_bare_hyper_server_takes_the_layer() {
     assert_eq!(post_to(addr, "/", r#"{"id":1}"#).await, (200, true, "run 1: 8 bytes".to_owned()));
     assert_eq!(post_to(addr, "/", r#"{"id":1} "#).await.0, 422);
     assert_eq!(post_to(addr, "/", "rubbish").await.0, 400);
+}
+
+#[tokio::test]
+async fn trailers_are_replayed_over_http_1() {
+    async fn with_trailers() -> Response<axum::body::Body> {
+        let trailers = HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
+        let frames = [Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"body"))), Ok(Frame::trailers(trailers))];
+        let body = axum::body::Body::new(StreamBody::new(stream::iter(frames)));
+        Response::builder().header("trailer", "x-sum").body(body).unwrap()
+    }
+    let addr = serve(Router::new().route("/a", post(with_trailers).layer(webhook(&ledger())))).await;
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    for replayed in [false, true] {
+        let request = Request::post(format!("http://{addr}/a")).header("te", "trailers");
+        let request = request.body(Full::new(Bytes::from_static(br#"{"id":1}"#))).unwrap();
+        let response: Response<Incoming> = client.request(request).await.unwrap();
+        assert_eq!(response.headers().contains_key("idempotent-replayed"), replayed);
+        let body = response.into_body().collect().await.unwrap();
+        assert_eq!(body.trailers().unwrap()["x-sum"], "7");
+    }
 }

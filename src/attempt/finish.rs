@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Response;
 use http::header::HeaderValue;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::lease::Pursued;
 use super::{Client, Reply, Run};
@@ -20,7 +20,7 @@ use crate::store::State;
 use crate::telemetry::{Executed, Outcome};
 
 impl Run {
-    /// Stores the outcome, then answers. What half a request brought about is not kept.
+    /// Stores the outcome, then answers.
     pub(super) async fn complete<R, E>(
         &self,
         record: Record,
@@ -28,8 +28,9 @@ impl Run {
         mut client: Client<R, E>,
         executed: Executed,
     ) {
-        if self.request_failed.is_set() {
-            return self.release(self.policy.lease, Some(Reply::Response(response)), client, Executed::Released).await;
+        if self.is_withdrawn() {
+            let reply = Reply::Response(unstored(response));
+            return self.release(self.policy.lease, Some(reply), client, Executed::Released).await;
         }
         let stored = self.settle(record, async |pursued| {
             client.reply(Reply::Response(match pursued {
@@ -58,17 +59,14 @@ impl Run {
         pursued
     }
 
-    /// Completes the claim with the lease renewed beside it. Who was told that it lost does not complete any more.
+    /// Completes the claim. Who was told that it lost does not complete any more.
     async fn pursue(&self, record: &Bytes) -> Pursued {
-        if *self.lost.borrow() {
-            return Pursued::Lost;
-        }
         let retention = self.handle.steering().keep_for.unwrap_or(self.policy.retention);
-        let ceiling = self.policy.complete_ceiling;
+        let mut lost = self.lost.subscribe();
         tokio::select! {
             biased;
-            pursued = self.lease.complete(record, retention, ceiling) => pursued,
-            () = self.keep_until(Instant::now() + ceiling) => Pursued::Lost,
+            _ = lost.wait_for(|lost| *lost) => Pursued::Lost,
+            pursued = self.lease.complete(record, retention, self.policy.complete_ceiling) => pursued,
         }
     }
 
@@ -81,6 +79,8 @@ impl Run {
         executed: Executed,
     ) {
         self.lease.begin();
+        // Taken first: a renewal that crosses the release is told that it lost, and would step down.
+        let lead = self.take_lead();
         let mut release = pin!(self.lease.release(remember));
         let released = timeout(self.lease.ledger().call_timeout(), release.as_mut()).await;
         if let Some(reply) = reply {
@@ -89,7 +89,7 @@ impl Run {
         if released.is_err() {
             release.await;
         }
-        if let Some(lead) = self.take_lead() {
+        if let Some(lead) = lead {
             lead.failed();
         }
         client.close(executed, Pursued::Held);

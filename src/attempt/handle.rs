@@ -70,7 +70,7 @@ impl Attempt {
     }
 
     /// Resolves when this attempt is told that it lost its claim: another runs, or has run, in its place. If it never is,
-    /// the future never resolves.
+    /// the future never resolves. An attempt past `max_attempt` loses its claim to the next delivery, and is told so too.
     ///
     /// It is a chance to stop early, not a fence: a process that was paused learns of it too late. An effect that must not
     /// be made twice belongs in one transaction with a row that says so.
@@ -93,8 +93,9 @@ impl Attempt {
         self.steer(|steering| steering.dont_keep = true);
     }
 
-    /// An earlier attempt had made the effect. Whatever the handler returns, the key is completed without a body, and the
-    /// answer is that to a duplicate of an outcome not retained: 200 for a webhook, 409 for an api.
+    /// An earlier attempt had made the effect. Whatever response the handler returns, the key is completed without a body,
+    /// and the answer is that to a duplicate of an outcome not retained: 200 for a webhook, 409 for an api. After an error or
+    /// a panic the next delivery runs, and finds the same.
     pub fn already_applied(&self) {
         self.steer(|steering| steering.already_applied = true);
     }

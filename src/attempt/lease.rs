@@ -15,7 +15,7 @@ use crate::fingerprint::Fingerprint;
 use crate::key::Key;
 use crate::ledger::{Ledger, bounded_by};
 use crate::store::erased::StoreFuture;
-use crate::store::{Claim, Claimed, Hold, StoreError};
+use crate::store::{Claim, Claimed, Hold, State, StoreError};
 use crate::telemetry;
 
 /// How often a claim is sent, at most.
@@ -149,6 +149,18 @@ impl Lease {
                 }
             };
             *self.renew_at.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        }
+    }
+
+    /// Returns when the key is seen to belong to another attempt, or to none.
+    pub(crate) async fn watch(&self) {
+        loop {
+            sleep(self.claim.lease.max(LAST_BACKOFF)).await;
+            match self.ledger.lookup(&self.key).await {
+                Ok(Some(entry)) if entry.state == State::Running && entry.attempt == self.claim.attempt => {}
+                Ok(_) => return,
+                Err(error) => telemetry::store_error("lookup", &self.key, &error),
+            }
         }
     }
 

@@ -9,16 +9,17 @@ mod lease;
 mod stream;
 
 use std::any::Any;
-use std::future::{pending, poll_fn};
+use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderMap, Request, Response, response};
+use http::{HeaderMap, Request, Response, StatusCode, response};
 use http_body::Body;
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tower::{BoxError, Service};
 use tracing::Instrument as _;
@@ -29,7 +30,7 @@ use self::lease::Ended;
 pub(crate) use self::lease::{Asked, Lease};
 use crate::body::{Collector, Failed, Filled, RequestBody, ResponseBody};
 use crate::flight::Lead;
-use crate::ledger::Ticket;
+use crate::ledger::AttemptTicket as Ticket;
 use crate::policy::{Policy, is_endless};
 use crate::record::Record;
 use crate::rejection::Rejection;
@@ -39,14 +40,15 @@ use crate::telemetry::{Executed, Report};
 pub(crate) struct Run {
     policy: Arc<Policy>,
     lease: Lease,
+    overdue: Instant,
     /// Until the attempt has lost, is overdue, or has ended.
     lead: Mutex<Option<Lead>>,
+    /// Until the attempt is overdue or has ended: what hangs does not keep others from running.
+    ticket: Mutex<Option<Ticket>>,
     lost: watch::Sender<bool>,
     handle: Attempt,
     /// Whether the request body, where it is streamed through, has failed.
     request_failed: Failed,
-    overdue: Instant,
-    _ticket: Ticket,
 }
 
 /// Who is to be answered.
@@ -61,6 +63,9 @@ enum Reply<R, E> {
     Panic(Box<dyn Any + Send>),
     Response(Response<ResponseBody<R>>),
 }
+
+/// A task that ends with another.
+struct AbortOnDrop(JoinHandle<()>);
 
 /// What came of the inner service.
 enum Ran<R, E> {
@@ -88,9 +93,9 @@ impl Run {
             policy,
             lease,
             lead: Mutex::new(Some(lead)),
+            ticket: Mutex::new(Some(ticket)),
             lost,
             request_failed,
-            _ticket: ticket,
         }
     }
 
@@ -115,7 +120,14 @@ impl Run {
         let client = Client { reply: Some(reply), report };
         let policy = Arc::clone(&self.policy);
         let tasks = self.lease.ledger().tasks().clone();
-        tasks.spawn(async move { self.run(inner, request, client).await }.in_current_span());
+        let run = Arc::new(self);
+        // In a task of its own: a handler that blocks its thread must not lose its lease by that.
+        let kept = tasks.spawn(Arc::clone(&run).keep());
+        let attempt = async move {
+            let _kept = AbortOnDrop(kept);
+            run.run(inner, request, client).await;
+        };
+        tasks.spawn(attempt.in_current_span());
         match replied.await {
             Ok(Reply::Response(response)) => Ok(response),
             Ok(Reply::Error(error)) => Err(error),
@@ -133,7 +145,7 @@ impl Run {
     {
         let ran = AssertUnwindSafe(self.call(inner, request)).catch_unwind();
         let retention = self.policy.retention;
-        match self.renewing(ran).await {
+        match ran.await {
             Err(panic) => self.release(retention, Some(Reply::Panic(panic)), client, Executed::Panicked).await,
             Ok(Ran::Error(error)) => self.release(retention, Some(Reply::Error(error)), client, Executed::Error).await,
             Ok(Ran::NotReady) => client.refuse(&self.policy, Rejection::InnerNotReady),
@@ -154,7 +166,10 @@ impl Run {
                 let response = Response::from_parts(head, ResponseBody::buffered(body, trailers));
                 self.complete(record, response, client, Executed::Kept).await;
             }
-            Ok(Ran::AlreadyApplied(head)) => {
+            Ok(Ran::AlreadyApplied(mut head)) => {
+                if !head.status.is_success() {
+                    head.status = StatusCode::OK;
+                }
                 let record = Record::tombstone(&head);
                 let response = record.replay(self.policy.replay).unwrap_or_else(|refusal| self.policy.refuse(refusal));
                 self.complete(record, response, client, Executed::AlreadyApplied).await;
@@ -198,6 +213,8 @@ impl Run {
         }
         let mut collector = Collector::new(body, self.policy.max_kept_body);
         match timeout(self.policy.kept_body_timeout, collector.fill()).await {
+            // The handler may have said so from inside its body.
+            Ok(Ok(Filled::Whole)) if self.handle.steering().already_applied => Ran::AlreadyApplied(head),
             Ok(Ok(Filled::Whole)) => {
                 let (data, trailers, _) = collector.into_parts();
                 Ran::Whole(head, data, trailers)
@@ -210,26 +227,25 @@ impl Run {
         }
     }
 
-    /// Does the work with the lease renewed beside it.
-    async fn renewing<T>(&self, work: impl Future<Output = T>) -> T {
-        tokio::select! {
-            biased;
-            done = work => done,
-            () = async { self.keep_until(self.overdue).await; pending().await } => unreachable!("it stays pending"),
+    /// Renews the lease until it is lost, and says so. From the time an attempt is overdue it only watches.
+    async fn keep(self: Arc<Self>) {
+        if let Ended::Overdue = self.lease.keep(self.overdue).await {
+            drop(self.ticket.lock().unwrap_or_else(PoisonError::into_inner).take());
+            self.step_down();
+            self.lease.watch().await;
         }
+        self.lost.send_replace(true);
+        self.step_down();
     }
 
-    /// Renews the lease, and returns when it is lost.
-    async fn keep_until(&self, deadline: Instant) {
-        match self.lease.keep(deadline).await {
-            Ended::Lost => {
-                self.lost.send_replace(true);
-                self.step_down();
-            }
-            Ended::Overdue => {
-                self.step_down();
-                pending().await
-            }
-        }
+    /// Whether what came of it is not to be kept after all: half a request brought it about, or the handler said so late.
+    fn is_withdrawn(&self) -> bool {
+        self.request_failed.is_set() || self.handle.steering().dont_keep
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -9,7 +10,7 @@ use http::{Response, header, response};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
 use tokio::sync::mpsc;
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tower::BoxError;
 
 use super::finish::unstored;
@@ -17,6 +18,9 @@ use super::{Client, Reply, Run};
 use crate::body::{Piece, ResponseBody};
 use crate::record::Record;
 use crate::telemetry::Executed;
+
+/// How long a client may take for one frame, at least, even when the attempt is overdue.
+const MIN_PATIENCE: Duration = Duration::from_secs(30);
 
 impl Run {
     /// The response leaves at once; the body is driven to its end here, whether or not the client stays.
@@ -35,87 +39,130 @@ impl Run {
         let (sender, pieces) = mpsc::channel(1);
         client.reply(Reply::Response(unstored(Response::from_parts(head, ResponseBody::piped(pieces, left)))));
 
-        let pumped = AssertUnwindSafe(self.pump(&sender, data, rest, left)).catch_unwind();
-        let (remember, executed) = match self.renewing(pumped).await {
-            Ok(Ok(last)) if !self.request_failed.is_set() => {
-                let pursued = self.settle(record, async |_| finish(&sender, last).await).await;
+        let mut pipe = Pipe { client: Some(sender), patient_until: self.overdue };
+        let pumped = AssertUnwindSafe(self.pump(&mut pipe, data, rest, left)).catch_unwind().await;
+        let (remember, executed) = match pumped {
+            Ok(Ok(last)) if !self.is_withdrawn() => {
+                let pursued = self.settle(record, async |_| pipe.end(last).await).await;
                 return client.close(Executed::Tombstone, pursued);
             }
             Ok(Ok(last)) => {
-                finish(&sender, last).await;
+                pipe.end(last).await;
                 (self.policy.lease, Executed::Released)
             }
             Ok(Err(error)) => {
-                let _ = sender.send(Piece::Failed(error)).await;
+                pipe.fail(error).await;
                 (self.policy.retention, Executed::FailedBody)
             }
             // The client sees a body cut short.
-            Err(_panic) => (self.policy.retention, Executed::Panicked),
+            Err(_panic) => {
+                drop(pipe);
+                (self.policy.retention, Executed::Panicked)
+            }
         };
-        drop(sender);
         self.release(remember, None, client, executed).await;
     }
 
-    /// Passes the body on and returns its last frame, which must not leave before the tombstone is stored: a client that
-    /// knows the length takes it for the end.
+    /// Passes the body on and returns its last frames, which must not leave before the tombstone is stored: a client that
+    /// knows the length takes them for the end.
     async fn pump<R>(
         &self,
-        client: &mpsc::Sender<Piece>,
+        pipe: &mut Pipe,
         data: Bytes,
         mut rest: Pin<Box<R>>,
         mut left: Option<u64>,
-    ) -> Result<Option<Frame<Bytes>>, BoxError>
+    ) -> Result<Vec<Frame<Bytes>>, BoxError>
     where
         R: Body<Data = Bytes>,
         R::Error: Into<BoxError>,
     {
-        let mut next = (!data.is_empty()).then(|| Frame::data(data));
-        let mut gone = false;
+        let mut held = Vec::new();
+        let mut next = Frame::data(data);
         loop {
-            if let (Some(left), Some(data)) = (&mut left, next.as_ref().and_then(Frame::data_ref)) {
-                *left = left.saturating_sub(data.len() as u64);
+            let data = next.data_ref().map(|data| data.len() as u64);
+            if let (Some(left), Some(data)) = (&mut left, data) {
+                *left = left.saturating_sub(data);
             }
-            // What could be the last frame is held back until it is known.
-            if left != Some(0)
-                && let Some(frame) = next.take()
-            {
-                let _ = client.send(Piece::Frame(frame)).await;
+            if data.is_some_and(|data| data > 0) {
+                // More than was announced: what was held back was not the last.
+                pipe.send_all(held.drain(..)).await;
             }
-            let frame = loop {
-                tokio::select! {
-                    biased;
-                    frame = rest.frame() => break frame,
-                    () = client.closed(), if !gone => gone = true,
-                    () = sleep_until(self.overdue), if gone => return Err(Overdue.into()),
-                }
+            // Empty frames say nothing.
+            if data != Some(0) {
+                held.push(next);
+            }
+            if held.iter().any(Frame::is_trailers) || rest.is_end_stream() {
+                return Ok(held);
+            }
+            if left != Some(0) {
+                pipe.send_all(held.drain(..)).await;
+            }
+            let frame = tokio::select! {
+                biased;
+                frame = rest.frame() => frame,
+                () = pipe.given_up() => return Err(Overdue.into()),
             };
-            let Some(frame) = frame.transpose().map_err(Into::into)? else { return Ok(next) };
-            if let Some(held) = next.replace(frame) {
-                let _ = client.send(Piece::Frame(held)).await;
-            }
-            if rest.is_end_stream() || next.as_ref().is_some_and(Frame::is_trailers) {
-                return Ok(next);
+            match frame {
+                Some(frame) => next = frame.map_err(Into::into)?,
+                None => return Ok(held),
             }
         }
     }
+}
+
+/// The way to a client that may be slow, or gone.
+struct Pipe {
+    client: Option<mpsc::Sender<Piece>>,
+    /// From then on, a client that does not take what there is counts as gone, and one that is gone is not worked for.
+    patient_until: Instant,
 }
 
 /// The client has left, and the body did not end in the time of an attempt.
 #[derive(Debug)]
 struct Overdue;
 
-async fn finish(client: &mpsc::Sender<Piece>, last: Option<Frame<Bytes>>) {
-    // A client that has left misses nothing.
-    if let Some(last) = last {
-        let _ = client.send(Piece::Frame(last)).await;
-    }
-    let _ = client.send(Piece::End).await;
-}
-
 /// How long the body says it is.
 fn announced(head: &response::Parts) -> Option<u64> {
     head.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
+
+// === impl Pipe ===
+
+impl Pipe {
+    async fn send(&mut self, piece: Piece) {
+        if let Some(client) = &self.client {
+            let until = self.patient_until.max(Instant::now() + MIN_PATIENCE);
+            if !matches!(timeout_at(until, client.send(piece)).await, Ok(Ok(()))) {
+                self.client = None;
+            }
+        }
+    }
+
+    async fn send_all(&mut self, frames: impl Iterator<Item = Frame<Bytes>>) {
+        for frame in frames {
+            self.send(Piece::Frame(frame)).await;
+        }
+    }
+
+    async fn end(mut self, last: Vec<Frame<Bytes>>) {
+        self.send_all(last.into_iter()).await;
+        self.send(Piece::End).await;
+    }
+
+    async fn fail(mut self, error: BoxError) {
+        self.send(Piece::Failed(error)).await;
+    }
+
+    /// Returns when the client is gone and the time is over.
+    async fn given_up(&self) {
+        if let Some(client) = &self.client {
+            client.closed().await;
+        }
+        sleep_until(self.patient_until).await;
+    }
+}
+
+// === impl Overdue ===
 
 impl std::fmt::Display for Overdue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -46,6 +46,8 @@ use crate::digest::Digest;
 pub(crate) enum Part {
     Absent,
     Bool(bool),
+    /// A composite inside a composite, kept together: alternatives may differ in how many parts they have.
+    Group(Vec<Self>),
     /// The exact text: `1`, `1.0` and `1e0` are three keys.
     Number(Bytes),
     Text(Bytes),
@@ -120,6 +122,10 @@ impl Part {
         match self {
             Self::Absent => digest.part(b'-', &[]),
             Self::Bool(value) => digest.part(b'b', &[u8::from(*value)]),
+            Self::Group(parts) => {
+                digest.part(b'g', &(parts.len() as u64).to_le_bytes());
+                parts.iter().for_each(|part| part.digest(digest));
+            }
             Self::Number(text) => digest.part(b'n', text),
             Self::Text(text) => digest.part(b't', text),
         }

@@ -136,7 +136,8 @@ impl Rule {
                 let mut parts = Vec::with_capacity(rules.len());
                 for (rule, presence) in rules {
                     match (rule.evaluate(find)?, presence) {
-                        (Some(more), _) => parts.extend(more),
+                        (Some(mut group), _) if group.len() == 1 => parts.append(&mut group),
+                        (Some(group), _) => parts.push(Part::Group(group)),
                         (None, Presence::Optional) => parts.push(Part::Absent),
                         (None, Presence::Required) => return Ok(None),
                     }

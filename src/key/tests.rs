@@ -127,6 +127,15 @@ fn a_composite_with_a_missing_part_is_missing() {
 }
 
 #[test]
+fn composites_inside_composites_do_not_run_into_each_other() {
+    let nested = json("$.a").and(json("$.b")).or(json("$.c")).and(json("$.d").and(json("$.e")).or(json("$.f")));
+    let left = of_body(&nested, r#"{"a":"x","b":"y","f":"z"}"#);
+    let right = of_body(&nested, r#"{"c":"x","d":"y","e":"z"}"#);
+    assert_eq!(left, Ok(Some(vec![Part::Group(vec![text("x"), text("y")]), text("z")])));
+    assert_eq!(right, Ok(Some(vec![text("x"), Part::Group(vec![text("y"), text("z")])])));
+}
+
+#[test]
 fn the_value_counts_and_not_where_an_alternative_found_it() {
     let either = header("X-Id").or(json("$.id"));
     let (head, ()) = Request::builder().header("x-id", "e1").body(()).unwrap().into_parts();
