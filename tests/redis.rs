@@ -17,6 +17,7 @@ use tower_idempotency::store::{Claim, Claimed, Hold, Store as _, StoreError};
 use tower_idempotency::{Attempt, IdempotencyLayer, Ledger, RedisStore};
 
 use common::app::{App, answer, event};
+use common::proxy::Proxy;
 use common::redis::RedisServer;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -179,7 +180,7 @@ async fn finished_work_is_stored_when_new_claims_are_refused_for_want_of_memory(
     assert!(store.claim(&other, &Claim::new(LONG, LONG)).await.unwrap_err().is_definite());
     assert_eq!(store.renew(&key(), &held).await.unwrap(), Hold::Held);
     assert_eq!(store.complete(&key(), &held, Bytes::from_static(b"done")).await.unwrap(), Hold::Held);
-    assert!(matches!(claim(&store).await.1, Ok(Claimed::Done { .. }) | Err(_)));
+    assert!(matches!(claim(&store).await.1.unwrap(), Claimed::Done { .. }), "what has finished is told all the same");
 }
 
 #[tokio::test]
@@ -254,6 +255,67 @@ async fn a_frozen_server_refuses_in_time_and_what_it_did_late_is_given_up() {
         assert!(thawed.elapsed() < Duration::from_secs(5), "the key is stuck");
     }
     assert_eq!(app.runs(), 2);
+}
+
+#[tokio::test]
+async fn a_connection_whose_packets_vanish_is_replaced() {
+    let server = RedisServer::start();
+    for store_timeout in [50, 250] {
+        let proxy = Proxy::to(server.port()).await;
+        let ledger = Ledger::new(RedisStore::new(&proxy.url()).unwrap());
+        let layer =
+            IdempotencyLayer::webhook(&ledger.store_timeout(Duration::from_millis(store_timeout)), header("X-Id"));
+        let app = App::new(&layer, |_, _| async { answer(200, "ran") });
+        assert_eq!(app.send(event(&format!("before-{store_timeout}"))).await.status, 200);
+        proxy.black_hole();
+        let vanished = Instant::now();
+        while app.send(event(&format!("after-{store_timeout}"))).await.status != 200 {
+            assert!(vanished.elapsed() < Duration::from_secs(3), "with {store_timeout} ms it does not heal");
+        }
+        assert_eq!(app.runs(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_claim_that_was_done_and_cut_off_is_given_up_whatever_is_said_after_it() {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port()).await;
+    let app = app(RedisStore::new(&proxy.url()).unwrap());
+    assert_eq!(app.send(event("before")).await.status, 200);
+    proxy.cut_next_answer();
+    proxy.loading(true);
+    assert_eq!(app.send(event("e")).await.status, 503);
+    proxy.loading(false);
+    let healed = Instant::now();
+    while app.send(event("e")).await.status != 200 {
+        assert!(healed.elapsed() < Duration::from_secs(5), "the key is stuck behind a claim that nobody has");
+    }
+    assert_eq!(app.runs(), 2);
+}
+
+#[tokio::test]
+async fn a_server_that_was_demoted_is_left_and_one_without_a_successor_is_not_stormed() {
+    let (old, new) = (RedisServer::start(), RedisServer::start());
+    let proxy = Proxy::to(old.port()).await;
+    let app = app(RedisStore::new(&proxy.url()).unwrap());
+    assert_eq!(app.send(event("before")).await.status, 200);
+    let mut demote = redis::cmd("REPLICAOF");
+    let () = demote.arg("127.0.0.1").arg(new.port()).query_async(&mut old.client().await).await.unwrap();
+
+    let before = proxy.connections();
+    let demoted = Instant::now();
+    while demoted.elapsed() < Duration::from_secs(1) {
+        assert_eq!(app.send(event("e")).await.status, 503);
+    }
+    let made = proxy.connections() - before;
+    assert!((1..30).contains(&made), "{made} connections in a second");
+
+    proxy.retarget(new.port());
+    let promoted = Instant::now();
+    while app.send(event("e")).await.status != 200 {
+        assert!(promoted.elapsed() < Duration::from_secs(2), "the old server is not left");
+        sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]

@@ -4,5 +4,6 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test panics where it fails")]
 
 pub mod app;
+pub mod proxy;
 pub mod redis;
 pub mod stores;
