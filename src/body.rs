@@ -1,6 +1,6 @@
 //! The bodies on both sides of the inner service, and capped collecting.
 //!
-//! Both are types of our own, which is what lets one layer serve axum, tonic and hyper.
+//! Both are types of our own, which is what lets one layer serve axum and hyper.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,6 +17,26 @@ use tower::BoxError;
 
 pin_project! {
     /// What the inner service gets to read: the caller's body as it comes, or what the layer has buffered of it.
+    ///
+    /// An axum router or route takes it as it takes any body. A service of your own names it in its request:
+    ///
+    /// ```
+    /// use std::convert::Infallible;
+    /// use http::{Request, Response};
+    /// use http_body_util::Full;
+    /// use hyper::body::{Bytes, Incoming};
+    /// use tower_idempotency::RequestBody;
+    ///
+    /// async fn handler(request: Request<RequestBody<Incoming>>) -> Result<Response<Full<Bytes>>, Infallible> {
+    ///     # let _ = request;
+    ///     Ok(Response::new(Full::default()))
+    /// }
+    /// # let _ = handler;
+    /// ```
+    ///
+    /// Where middleware between the layer and the handler insists on `axum::body::Body`, such as `axum::middleware::from_fn`
+    /// inside of one `ServiceBuilder`, map the request there with
+    /// `tower::util::MapRequestLayer::new(|request: Request<RequestBody<Body>>| request.map(Body::new))`.
     #[derive(Debug)]
     pub struct RequestBody<B> {
         buffered: Buffered,

@@ -13,7 +13,7 @@ use crate::fingerprint::Fingerprint;
 use crate::key::{Extracted, Part};
 use crate::policy::{OnBadKey, OverLimit, Policy};
 use crate::rejection::Rejection;
-use crate::telemetry::PassedThrough;
+use crate::telemetry::{PassedThrough, Report};
 
 /// What there is to do with a request.
 pub(crate) enum Intake<B> {
@@ -37,11 +37,16 @@ enum Buffered<B> {
 }
 
 /// Finds the key, and buffers the body unless there is nothing to protect.
-pub(crate) async fn take_in<B: Body<Data = Bytes>>(policy: &Policy, head: &request::Parts, body: B) -> Intake<B> {
+pub(crate) async fn take_in<B: Body<Data = Bytes>>(
+    policy: &Policy,
+    head: &request::Parts,
+    body: B,
+    report: &mut Report,
+) -> Intake<B> {
     let extract = |body: &Bytes| policy.key.extract(head, body, policy.header_syntax);
     let by_head = (!policy.key.reads_body()).then(|| extract(&Bytes::new()));
     if let Some(unusable @ (Ok(None) | Err(_))) = by_head {
-        return without_key(policy, &unusable, RequestBody::untouched(body));
+        return without_key(policy, head, &unusable, RequestBody::untouched(body), report);
     }
     if let (Some(Ok(Some(parts))), false) = (&by_head, policy.buffers()) {
         let failed = Failed::default();
@@ -60,22 +65,29 @@ pub(crate) async fn take_in<B: Body<Data = Bytes>>(policy: &Policy, head: &reque
             body: RequestBody::buffered(data, trailers),
             failed: Failed::default(),
         }),
-        unusable => without_key(policy, &unusable, RequestBody::buffered(data, trailers)),
+        unusable => without_key(policy, head, &unusable, RequestBody::buffered(data, trailers), report),
     }
 }
 
 /// What the contract says of a key that is missing or malformed.
-fn without_key<B>(policy: &Policy, unusable: &Extracted, body: RequestBody<B>) -> Intake<B> {
+fn without_key<B>(
+    policy: &Policy,
+    head: &request::Parts,
+    unusable: &Extracted,
+    body: RequestBody<B>,
+    report: &mut Report,
+) -> Intake<B> {
     let (then, refusal, reason) = match unusable {
         Ok(_) => (policy.missing_key, Rejection::KeyMissing, PassedThrough::KeyMissing),
-        Err(_) => (policy.malformed_key, Rejection::KeyMalformed, PassedThrough::KeyMalformed),
+        Err(malformed) => {
+            report.cause(malformed);
+            (policy.malformed_key, Rejection::KeyMalformed, PassedThrough::KeyMalformed)
+        }
     };
     match then {
         OnBadKey::Refuse => Intake::Refuse(refusal),
         OnBadKey::PassThrough => {
-            if reason == PassedThrough::KeyMissing {
-                policy.warn_of_missing_key();
-            }
+            policy.warn_once(head, reason);
             Intake::PassThrough(body, reason)
         }
     }

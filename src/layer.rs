@@ -9,7 +9,7 @@ use tower::Layer;
 
 use crate::caller::Caller;
 use crate::fingerprint::Payload;
-use crate::key::{HeaderSyntax, KeySource};
+use crate::key::{HeaderSyntax, Key, KeySource};
 use crate::ledger::Ledger;
 use crate::policy::{OnBadKey, OnOtherPayload, OnStoreError, OverLimit, Policy, Replay};
 use crate::service::Idempotency;
@@ -71,21 +71,29 @@ impl IdempotencyLayer {
         self.set(|policy| policy.scope = Some(Arc::new(move |head| scope(head).map(Into::into))))
     }
 
-    /// Which methods are protected. Default: webhook, all; api, POST and PATCH. HEAD, OPTIONS, CONNECT and upgrades always
-    /// pass through.
+    /// Which methods are protected. Default: webhook, all, GET too; api, POST and PATCH, so that PUT and DELETE pass
+    /// through. HEAD, OPTIONS, CONNECT and upgrades always do.
     #[must_use]
     pub fn methods(self, methods: impl IntoIterator<Item = Method>) -> Self {
         let methods: Vec<Method> = methods.into_iter().collect();
         self.set(|policy| policy.applies = Arc::new(move |method| methods.contains(method)))
     }
 
-    /// Refuses a request without a key with 400. Default: it passes through, and one warning per layer says so.
+    /// Refuses a request without a key with 400: [`missing_key`](Self::missing_key) with [`OnBadKey::Refuse`].
     #[must_use]
     pub fn require_key(self) -> Self {
-        self.set(|policy| policy.missing_key = OnBadKey::Refuse)
+        self.missing_key(OnBadKey::Refuse)
     }
 
-    /// What happens to a malformed key. Default: webhook, [`OnBadKey::PassThrough`]; api, [`OnBadKey::Refuse`].
+    /// What happens to a request without a key. Default: [`OnBadKey::PassThrough`]; the first of each layer is warned of.
+    #[must_use]
+    pub fn missing_key(self, then: OnBadKey) -> Self {
+        self.set(|policy| policy.missing_key = then)
+    }
+
+    /// What happens to a malformed key: two different values, a list, a JSON value that is no scalar or stands twice, a body
+    /// that is no JSON. Default: webhook, [`OnBadKey::PassThrough`], where the first of each layer is warned of; api,
+    /// [`OnBadKey::Refuse`].
     #[must_use]
     pub fn malformed_key(self, then: OnBadKey) -> Self {
         self.set(|policy| policy.malformed_key = then)
@@ -174,7 +182,8 @@ impl IdempotencyLayer {
         self.set(|policy| policy.stream_request_body = true)
     }
 
-    /// How large a request body may be, in bytes. It is counted, whatever `Content-Length` says. Default: 2 MiB.
+    /// How large a request body may be, in bytes. It is counted, whatever `Content-Length` says. Default: 2 MiB. Where the
+    /// key is in the body, this holds before it is known whether there is one.
     #[must_use]
     pub fn max_request_body(self, bytes: usize) -> Self {
         self.set(|policy| policy.max_request_body = bytes)
@@ -240,6 +249,16 @@ impl IdempotencyLayer {
     pub fn policy_url(self, url: &str) -> Self {
         let link = HeaderValue::try_from(format!("<{url}>; rel=\"describedby\"")).expect("not a header value");
         self.set(|policy| policy.policy_link = Some(link))
+    }
+}
+
+impl IdempotencyLayer {
+    /// The key under which the ledger knows a request, for [`Ledger::lookup`] and [`Ledger::forget`]; none where it would
+    /// pass through or be refused for its key.
+    #[must_use]
+    pub fn key_of(&self, head: &request::Parts, body: &Bytes) -> Option<Key> {
+        let parts = self.policy.key.extract(head, body, self.policy.header_syntax).ok().flatten();
+        parts.filter(|_| self.policy.applies(head)).map(|parts| self.policy.stored_key(head, &parts))
     }
 }
 

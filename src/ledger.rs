@@ -17,7 +17,6 @@ const MAX_WAITING: usize = 8192;
 const MAX_WAITING_PER_KEY: usize = 1024;
 const STORE_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// How many claims that were given up are chased at once. The lease of those beyond runs out by itself.
 const MAX_GIVEN_UP: usize = 1024;
 
 /// A store, the attempts that run in this process, and the duplicates that wait for them.
@@ -106,6 +105,14 @@ impl Ledger {
         self
     }
 
+    /// How many claims that got no answer, or whose client left, are released at once in the background; the lease of those
+    /// beyond runs out by itself. Default: 1024.
+    #[must_use]
+    pub fn max_given_up(self, claims: usize) -> Self {
+        self.0.given_up.max.store(claims, Ordering::Relaxed);
+        self
+    }
+
     /// How long one call of the store may take; a claim that got no answer is sent again within less than twice that.
     /// Default: 250 ms.
     #[must_use]
@@ -115,10 +122,11 @@ impl Ledger {
         self
     }
 
-    /// Waits for the attempts that run, and for what is still to be stored of those that have run. From here on requests
-    /// that would start an attempt are refused with 503; finished keys are still replayed.
+    /// Waits for the attempts that run, and for what is still to be stored of those that have run. From here on, for good,
+    /// requests that would start an attempt are refused with 503; finished keys are still replayed.
     ///
-    /// Call it when the server has stopped accepting, before the process ends. An attempt that is cut off by the end of
+    /// Call it when the server has stopped accepting, before the process ends. Requests that pass through are the server's
+    /// own to wait for. An attempt that is cut off by the end of
     /// its process runs again at the next delivery, when its lease is over.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use crate::fingerprint::{Fingerprint, Payload};
 use crate::key::{self, HeaderSyntax, Key, KeySource, Part};
 use crate::rejection::Rejection;
 use crate::store::Claim;
-use crate::telemetry;
+use crate::telemetry::{self, PassedThrough};
 
 // The defaults. The first group differs by contract.
 
@@ -127,8 +127,8 @@ pub(crate) struct Policy {
     pub(crate) complete_ceiling: Duration,
     pub(crate) on_store_error: OnStoreError,
     pub(crate) policy_link: Option<HeaderValue>,
-    /// Whether it has been said that requests come without a key.
-    pub(crate) warned: Arc<AtomicBool>,
+    /// Whether it has been said that requests come without a key, and with a malformed one.
+    pub(crate) warned: Arc<[AtomicBool; 2]>,
 }
 
 pub(crate) type ScopeFn = dyn Fn(&request::Parts) -> Option<Bytes> + Send + Sync;
@@ -242,9 +242,15 @@ impl Policy {
         refusal.response(self.running_status, self.policy_link.as_ref())
     }
 
-    pub(crate) fn warn_of_missing_key(&self) {
-        if !self.warned.swap(true, Ordering::Relaxed) {
-            telemetry::first_without_key(self.contract);
+    /// Says once of each reason that a request goes unprotected.
+    pub(crate) fn warn_once(&self, head: &request::Parts, reason: PassedThrough) {
+        let [missing, malformed] = &*self.warned;
+        let (warned, why) = match reason {
+            PassedThrough::KeyMalformed => (malformed, "its key is malformed"),
+            _ => (missing, "it has no key"),
+        };
+        if !warned.swap(true, Ordering::Relaxed) {
+            telemetry::first_unprotected(self.contract, head.uri.path(), why);
         }
     }
 }

@@ -30,7 +30,7 @@ use crate::policy::{OnStoreError, Policy};
 use crate::record::Record;
 use crate::rejection::Rejection;
 use crate::store::{Entry, State};
-use crate::telemetry::{self, Outcome, PassedThrough, Report};
+use crate::telemetry::{Outcome, PassedThrough, Report};
 
 /// A service behind an [`IdempotencyLayer`](crate::IdempotencyLayer). See the [crate docs](crate) for an example.
 ///
@@ -83,7 +83,7 @@ impl<S> Idempotency<S> {
             let outcome = Outcome::PassedThrough(PassedThrough::NotApplicable);
             return self.run_unprotected(head, RequestBody::untouched(body), outcome, report).await;
         }
-        let Keyed { parts, fingerprint, body, failed } = match take_in(&self.policy, &head, body).await {
+        let Keyed { parts, fingerprint, body, failed } = match take_in(&self.policy, &head, body, &mut report).await {
             Intake::Keyed(keyed) => keyed,
             Intake::PassThrough(body, why) => {
                 return self.run_unprotected(head, body, Outcome::PassedThrough(why), report).await;
@@ -131,7 +131,7 @@ impl<S> Idempotency<S> {
                         return Ok(self.replay(&record, seat.differs_from(first), report));
                     }
                     Err(error) => {
-                        telemetry::unreadable(&key, error);
+                        report.cause(&error);
                         lead.land(Landing::Unreadable);
                         return Ok(self.refuse(Rejection::StoreUnavailable, report));
                     }
@@ -139,10 +139,12 @@ impl<S> Idempotency<S> {
                 Ok(Asked::Running { fingerprint: first, lease_left }) => lead.running_elsewhere(first, lease_left),
                 Ok(Asked::Mismatch) => return Ok(self.refuse(Rejection::KeyReused, report)),
                 Err(error) if error.is_unreadable() => {
+                    report.cause(&error);
                     lead.land(Landing::Unreadable);
                     return Ok(self.refuse(Rejection::StoreUnavailable, report));
                 }
-                Err(_) => {
+                Err(error) => {
+                    report.cause(&error);
                     lead.land(Landing::StoreUnavailable);
                     return self.without_store(head, body, report).await;
                 }

@@ -1,13 +1,15 @@
 //! What is said of each request: exactly one event, with its terminal outcome.
 //!
-//! Events have the target `tower_idempotency` and the fields `outcome`, `reason`, `contract`, `key` (the digest, never the
-//! raw key), `attempt` and `waited`. What needs an operator's eye is a warning, everything else is at debug level.
+//! Events have the target `tower_idempotency` and the fields `outcome`, `reason`, `cause`, `contract`, `key` (the digest,
+//! never the raw key), `attempt` and `waited`. What needs an operator's eye is a warning, everything else is at debug level.
+
+use std::error::Error;
+use std::iter::successors;
 
 use tracing::{Level, event};
 
 use crate::key::Key;
 use crate::policy::Contract;
-use crate::record::UnreadableRecord;
 use crate::rejection::Rejection;
 use crate::store::StoreError;
 
@@ -67,12 +69,13 @@ pub(crate) struct Report {
     key: Option<Key>,
     attempt: Option<u32>,
     waited: bool,
+    cause: Option<String>,
     open: bool,
 }
 
 impl Report {
     pub(crate) fn open(contract: Contract) -> Self {
-        Self { contract, key: None, attempt: None, waited: false, open: true }
+        Self { contract, key: None, attempt: None, waited: false, cause: None, open: true }
     }
 
     pub(crate) fn key(&mut self, key: Key) {
@@ -87,6 +90,12 @@ impl Report {
         self.attempt = Some(number);
     }
 
+    /// What lies behind the outcome, in words that name neither key nor body.
+    pub(crate) fn cause(&mut self, error: &dyn Error) {
+        let chain = successors(Some(error), |&error| error.source());
+        self.cause = Some(chain.map(ToString::to_string).collect::<Vec<_>>().join(": "));
+    }
+
     /// Reports the end of the request.
     pub(crate) fn close(mut self, outcome: Outcome) {
         self.say(outcome);
@@ -95,13 +104,13 @@ impl Report {
     fn say(&mut self, outcome: Outcome) {
         self.open = false;
         let (contract, key) = (self.contract.name(), self.key.map(tracing::field::display));
-        let (attempt, waited) = (self.attempt, self.waited);
+        let (attempt, waited, cause) = (self.attempt, self.waited, self.cause.as_deref());
         let (outcome, reason) = (outcome.name(), outcome.reason());
         // The level of an event is a constant of its place.
         if is_alarming(outcome, reason) {
-            event!(target: TARGET, Level::WARN, outcome, reason, contract, key, attempt, waited);
+            event!(target: TARGET, Level::WARN, outcome, reason, cause, contract, key, attempt, waited);
         } else {
-            event!(target: TARGET, Level::DEBUG, outcome, reason, contract, key, attempt, waited);
+            event!(target: TARGET, Level::DEBUG, outcome, reason, cause, contract, key, attempt, waited);
         }
     }
 }
@@ -120,21 +129,16 @@ fn is_alarming(outcome: &str, reason: &str) -> bool {
     outcome == "bypassed" || reasons.contains(&reason)
 }
 
-/// Said once per layer: a sender whose events all lack the key would otherwise go unprotected and unnoticed.
-pub(crate) fn first_without_key(contract: Contract) {
+/// Said once per layer: a sender whose events all lack a key would otherwise go unprotected and unnoticed.
+pub(crate) fn first_unprotected(contract: Contract, path: &str, why: &str) {
     let contract = contract.name();
-    event!(target: TARGET, Level::WARN, contract, "a request without a key passed through; this is said once per layer");
+    event!(target: TARGET, Level::WARN, contract, path, why, "a request passed through unprotected; said once per layer");
 }
 
 /// Why a store call did not do what it was asked for. The request's own event says what became of it.
 pub(crate) fn store_error(call: &'static str, key: &Key, error: &StoreError) {
-    let cause = std::error::Error::source(error).map(ToString::to_string);
+    let cause = error.source().map(ToString::to_string);
     event!(target: TARGET, Level::DEBUG, call, %key, %error, cause, "store call failed");
-}
-
-/// What the store keeps is of a version to come, or none of ours.
-pub(crate) fn unreadable(key: &Key, error: UnreadableRecord) {
-    event!(target: TARGET, Level::WARN, %key, %error, "a kept outcome cannot be read");
 }
 
 impl Outcome {

@@ -104,7 +104,7 @@ pub struct Claim {
 pub struct ClaimId([u8; Self::LEN]);
 
 /// What came of a claim.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Eq, PartialEq)]
 pub enum Claimed {
     /// The key is the claimant's, as this attempt of it.
     Acquired {
@@ -164,9 +164,9 @@ pub struct Entry {
 }
 
 /// How far a key has come.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Eq, PartialEq)]
 pub enum State {
-    /// The last attempt finished, with this record.
+    /// The last attempt finished, with this record: bytes of the layer's own, not for parsing.
     Done(Bytes),
     /// The last attempt failed: the next delivery runs.
     Free,
@@ -229,6 +229,44 @@ impl ClaimId {
 impl fmt::Debug for ClaimId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ClaimId({:032x})", u128::from_be_bytes(self.0))
+    }
+}
+
+// === impl Claimed ===
+
+impl fmt::Debug for Claimed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Acquired { attempt } => f.debug_struct("Acquired").field("attempt", attempt).finish(),
+            Self::Done { fingerprint, record } => {
+                f.debug_struct("Done").field("fingerprint", fingerprint).field("record", &Redacted(record)).finish()
+            }
+            Self::Mismatch => f.write_str("Mismatch"),
+            Self::Running { fingerprint, lease_left } => {
+                f.debug_struct("Running").field("fingerprint", fingerprint).field("lease_left", lease_left).finish()
+            }
+        }
+    }
+}
+
+// === impl State ===
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done(record) => f.debug_tuple("Done").field(&Redacted(record)).finish(),
+            Self::Free => f.write_str("Free"),
+            Self::Running => f.write_str("Running"),
+        }
+    }
+}
+
+/// A record holds a response's body, which has no place in a log.
+struct Redacted<'a>(&'a Bytes);
+
+impl fmt::Debug for Redacted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "<{} bytes>", self.0.len())
     }
 }
 

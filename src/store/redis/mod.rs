@@ -8,7 +8,8 @@
 //! persistence.
 //!
 //! Least rights for an ACL user, with the default prefix:
-//! `~idempotency:* &idempotency:* +set +get +pttl +getrange +exists +pexpire +eval +evalsha +publish`.
+//! `~idempotency:* &idempotency:* +set +get +pttl +getrange +exists +pexpire +eval +evalsha +publish`, and `+select` for
+//! another database than 0.
 
 mod connection;
 mod layout;
@@ -50,7 +51,8 @@ struct UnexpectedAnswer;
 impl RedisStore {
     /// A store at a URL such as `redis://user:password@host:6379/0` or `redis+unix:///run/redis.sock`.
     ///
-    /// Nothing is connected before the first call: a server that is down at start refuses requests, not the start.
+    /// Nothing is connected before the first call: a server that is down at start refuses requests, not the start. A
+    /// `rediss://` URL needs a TLS feature of the `redis` crate, such as `tokio-rustls-comp`, in your own `Cargo.toml`.
     ///
     /// # Errors
     ///
@@ -271,7 +273,8 @@ fn number<T: FromRedisValue>(value: Option<Value>) -> Result<T, StoreError> {
 
 impl std::fmt::Display for InvalidUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("not the URL of a Redis server")
+        write!(f, "not the URL of a Redis server that can be reached: {}", self.0.category())?;
+        self.0.detail().map_or(Ok(()), |detail| write!(f, " ({detail})"))
     }
 }
 
