@@ -116,7 +116,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .with_state(Books::default());
 
     let addr = env::var("ADDR").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
-    let listener = TcpListener::bind(&addr).await?;
+    let listener = TcpListener::bind(&addr).await.map_err(|error| format!("{addr}: {error}"))?;
     introduce(&listener.local_addr()?.to_string(), store);
     let listener = listener.tap_io(|connection| {
         // Without it small answers may wait for the acknowledgement of what went before.
@@ -249,16 +249,23 @@ async fn asked_to_stop() {
 #[allow(clippy::print_stdout, reason = "it talks to whoever started it")]
 fn introduce(addr: &str, store: &str) {
     println!(
-        r#"The shop is open at http://{addr} (store: {store}). Send each of these twice:
+        r#"The shop is open at http://{addr} (store: {store}).
+
+Send each of these twice:
 
   curl -i http://{addr}/orders -H 'Idempotency-Key: o-1' -H 'Authorization: Bearer me' -d '{{"sku":"tea","quantity":2}}'
   curl -i http://{addr}/webhooks/shop -d '{{"event_id":"e-1","sku":"tea","quantity":3}}'
   curl -i http://{addr}/webhooks/postmark -d '{{"MessageID":"m-1","Recipient":"a@example.com","RecordType":"Delivery"}}'
 
-Hang up after a second, and ask again; fail twice, then succeed:
+Hang up after a second, and ask again with more patience:
 
-  curl -m 1 'http://{addr}/webhooks/shop?delay_ms=3000' -d '{{"event_id":"e-2","sku":"tea","quantity":3}}'
+  curl -m 1 'http://{addr}/webhooks/shop?delay_ms=2000' -d '{{"event_id":"e-2","sku":"tea","quantity":3}}'
+  curl -i 'http://{addr}/webhooks/shop?delay_ms=2000' -d '{{"event_id":"e-2","sku":"tea","quantity":3}}'
+
+Send these four times: two runs fail, the third makes the order, and its outcome is replayed:
+
   curl -i 'http://{addr}/webhooks/shop?fail=500&times=2' -d '{{"event_id":"e-3","sku":"tea","quantity":3}}'
+  curl -i 'http://{addr}/webhooks/shop?fail=panic&times=2' -d '{{"event_id":"e-4","sku":"tea","quantity":3}}'
 
 What happened:
 

@@ -36,16 +36,22 @@
 //! | and the store does not answer | 503 + `Retry-After` | the same |
 //!
 //! A replay says `Idempotent-Replayed: true`. A response that a retry will not get again, because it is not in the store or
-//! not with its body, says `Idempotency-Stored: false`. What passes through (no key, a method without effects, an upgrade, a
-//! gRPC call) says neither. Every refusal is a response with a stable [code](Rejection::code); the layer's error is the
+//! not with its body, says `Idempotency-Stored: false`. What passes through (no key, a method that the layer does not
+//! protect, an upgrade, a gRPC call) says neither. Every refusal is a response with a stable [code](Rejection::code); the layer's error is the
 //! inner service's.
 //!
 //! # What is promised, and what is not
 //!
-//! An attempt runs in a task of its own under a *claim*, which has a lease that is renewed while it runs. Its outcome is in
-//! the store before the first byte of its response leaves. Then, as long as the store keeps what it acknowledged:
+//! An attempt runs in a task of its own under a *claim*, which has a lease that is renewed while it runs, up to
+//! [`max_attempt`](IdempotencyLayer::max_attempt). Its outcome is in the store before the first byte of its response leaves.
+//! Where that takes longer than [`complete_wait`](IdempotencyLayer::complete_wait), the response leaves with
+//! `Idempotency-Stored: false`, and so does one that is too large or too slow to be kept: it streams, and a tombstone is stored
+//! before its last byte. Its head is then out before it is known that the body ends well; if it does not, the next delivery
+//! runs. A declared `text/event-stream` has no end to wait for, and counts as finished at its head.
 //!
-//! - at most one attempt for a key is alive,
+//! As long as the store keeps what it acknowledged:
+//!
+//! - at most one attempt for a key is alive within its lease,
 //! - a duplicate is acknowledged only when an attempt has finished and its outcome is kept,
 //! - an attempt that failed, panicked or died leaves a key that the next delivery can run,
 //! - an attempt that lost its claim cannot overwrite, extend or delete its successor's.
@@ -64,13 +70,14 @@
 //! # Keys and scope
 //!
 //! A key is unique within contract, method and path, for an api also within its [`caller`]; `scope` adds to that. *Path*
-//! is what the layer sees: inside axum's `Router::nest` the prefix is gone, and two nests would share keys unless
-//! [`scope`](IdempotencyLayer::scope) adds axum's `OriginalUri`. A store never sees a raw key, only a [digest](key::Key).
+//! is what the layer sees: a layer inside of axum's `Router::nest` does not see the prefix, and two nests would share keys
+//! unless [`scope`](IdempotencyLayer::scope) adds axum's `OriginalUri`. A store never sees a raw key, only a [digest](key::Key).
 //!
 //! # Where it stands among layers
 //!
 //! Outside in: trace, timeout, CORS, compression, authentication or the check of a signature, this layer, the handler. A
-//! forged request must not reach it, and an outcome must be kept as the handler made it.
+//! forged request must not reach it, and an outcome must be kept as the handler made it. The handler runs in a task of its
+//! own, with the caller's tracing span and without the task-locals of the layers outside.
 //!
 //! # Differences from a response cache
 //!

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_idempotency::fingerprint::Payload;
 use tower_idempotency::key::{header, json};
-use tower_idempotency::store::{Claim, Store as _};
+use tower_idempotency::store::{Claim, Forgotten, State, Store as _};
 use tower_idempotency::{
     Attempt, IdempotencyLayer, Ledger, MemoryStore, OnBadKey, OnOtherPayload, OnStoreError, OverLimit, Rejection,
     Replay, RequestBody, caller,
@@ -186,6 +186,23 @@ async fn a_layer_inside_of_itself_does_not_wait_for_itself() {
             (200, replayed)
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_can_compute_a_key_and_look_it_up() {
+    let ledger = ledger();
+    let layer = IdempotencyLayer::webhook(&ledger, json("$.id"));
+    let app = app(&layer, 200);
+    let request = || Request::post("/").body(body(r#"{"id":"e"}"#)).unwrap();
+    app.send(request()).await;
+    let (head, _) = request().into_parts();
+    let key = layer.key_of(&head, &Bytes::from_static(br#"{"id":"e"}"#)).unwrap();
+    let entry = ledger.lookup(&key).await.unwrap().unwrap();
+    assert!(matches!(entry.state, State::Done(_)));
+    assert!(!format!("{entry:?}").contains("run 1"), "what was answered has no place in a log");
+    assert_eq!(layer.key_of(&head, &Bytes::from_static(b"{}")), None);
+    assert_eq!(ledger.forget(&key, false).await.unwrap(), Forgotten::Forgotten);
+    assert_eq!(app.send(request()).await.body, "run 2");
 }
 
 // Replays.

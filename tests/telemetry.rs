@@ -193,6 +193,18 @@ async fn p9_no_raw_key_and_no_body_is_said() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_for_the_store_names_its_cause() {
+    let stores = Stores::memory();
+    let app = App::new(&IdempotencyLayer::webhook(&stores.ledger(), header("X-Id")), |_, _| async { answer(200, "") });
+    let ear = listening(async || {
+        stores.fail(Step::Claim, Fault::LoseRequest, 3);
+        app.send(event("e")).await;
+    })
+    .await;
+    assert!(ear.has_heard("the store did not answer: the request was lost"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_missing_key_is_warned_of_once_per_layer() {
     let layer = IdempotencyLayer::webhook(&Stores::memory().ledger(), header("X-Id"));
     let app = App::new(&layer, |_, _| async { answer(200, "") });
