@@ -300,7 +300,10 @@ impl<B: Body<Data = Bytes>> Collector<B> {
         if announced.saturating_add(self.len() as u64) > self.cap as u64 {
             return Ok(Filled::OverCap);
         }
-        while let Some(frame) = self.body.frame().await {
+        loop {
+            // A body that is always ready, with frames that are empty, would keep its thread and never time out.
+            tokio::task::consume_budget().await;
+            let Some(frame) = self.body.frame().await else { return Ok(Filled::Whole) };
             match frame?.into_data() {
                 Ok(data) => self.push(data),
                 // Nothing follows trailers, even where the body is slow to say so.
@@ -313,7 +316,6 @@ impl<B: Body<Data = Bytes>> Collector<B> {
                 return Ok(Filled::OverCap);
             }
         }
-        Ok(Filled::Whole)
     }
 
     fn push(&mut self, more: Bytes) {
@@ -396,6 +398,14 @@ mod tests {
         let mut collector = Collector::new(Full::new(Bytes::from_static(b"abcd")), 3);
         assert_eq!(collector.fill().await, Ok(Filled::OverCap));
         assert!(collector.into_parts().0.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_body_of_nothing_without_an_end_times_out() {
+        let empty = StreamBody::new(futures_util::stream::repeat_with(|| Ok::<_, Infallible>(data(""))));
+        let mut collector = Collector::new(empty, 10);
+        let timeout = tokio::time::timeout(std::time::Duration::from_millis(50), collector.fill());
+        assert!(timeout.await.is_err());
     }
 
     #[tokio::test]

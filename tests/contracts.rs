@@ -611,6 +611,20 @@ async fn trailers_end_a_body_that_is_slow_to_say_so() {
     }
 }
 
+#[tokio::test]
+async fn an_endless_body_without_a_client_is_given_up() {
+    let ledger = ledger().max_in_flight(1);
+    let layer = IdempotencyLayer::webhook(&ledger, header("X-Id")).max_attempt(Duration::from_millis(200));
+    let app = App::new(&layer.max_kept_body(10), |_, run| async move {
+        if run > 1 {
+            return answer(200, "ran");
+        }
+        Ok(Response::new(StreamBody::new(stream::repeat_with(|| chunk("abcd"))).boxed_unsync()))
+    });
+    drop(app.call(event("e")).await.unwrap());
+    timeout(Duration::from_secs(10), ledger.drain(Duration::from_secs(10))).await.unwrap().unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_read_holds_nothing_for_ever() {
     let minute = Duration::from_secs(60);

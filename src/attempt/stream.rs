@@ -39,7 +39,8 @@ impl Run {
         let (sender, pieces) = mpsc::channel(1);
         client.reply(Reply::Response(unstored(Response::from_parts(head, ResponseBody::piped(pieces, left)))));
 
-        let mut pipe = Pipe { client: Some(sender), patient_until: self.overdue };
+        let over = self.overdue + self.policy.kept_body_timeout;
+        let mut pipe = Pipe { client: Some(sender), patient_until: self.overdue, over };
         let pumped = AssertUnwindSafe(self.pump(&mut pipe, data, rest, left)).catch_unwind().await;
         let (remember, executed) = match pumped {
             Ok(Ok(last)) if !self.is_withdrawn() => {
@@ -97,10 +98,13 @@ impl Run {
             if left != Some(0) {
                 pipe.send_all(held.drain(..)).await;
             }
+            // A body that is always ready would keep its thread, and the clock with it.
+            tokio::task::consume_budget().await;
             let frame = tokio::select! {
+                // In this order, or a body that is always ready would never be given up.
                 biased;
-                frame = rest.frame() => frame,
                 () = pipe.given_up() => return Err(Overdue.into()),
+                frame = rest.frame() => frame,
             };
             match frame {
                 Some(frame) => next = frame.map_err(Into::into)?,
@@ -113,8 +117,10 @@ impl Run {
 /// The way to a client that may be slow, or gone.
 struct Pipe {
     client: Option<mpsc::Sender<Piece>>,
-    /// From then on, a client that does not take what there is counts as gone, and one that is gone is not worked for.
+    /// From then on, a client that does not take what there is counts as gone.
     patient_until: Instant,
+    /// From then on, a client that is gone is not worked for.
+    over: Instant,
 }
 
 /// The client has left, and the body did not end in the time of an attempt.
@@ -158,7 +164,7 @@ impl Pipe {
         if let Some(client) = &self.client {
             client.closed().await;
         }
-        sleep_until(self.patient_until).await;
+        sleep_until(self.over).await;
     }
 }
 
