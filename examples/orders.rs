@@ -28,9 +28,10 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_idempotency::store::{MAX_DURATION, MIN_DURATION};
 use tower_idempotency::{Attempt, IdempotencyLayer, Ledger, MemoryStore, RedisStore, caller, key};
 
-const INITIAL_STOCK: u64 = 1000;
+const INITIAL_STOCK: i64 = 1000;
 
 /// What happened in this process.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +41,8 @@ struct Books(Arc<Mutex<Pages>>);
 struct Pages {
     orders: u64,
     invoices: u64,
-    stock: BTreeMap<String, u64>,
+    /// Below zero, it is on order.
+    stock: BTreeMap<String, i64>,
     deliveries: u64,
     /// How often a protected handler was entered.
     runs: u64,
@@ -49,7 +51,7 @@ struct Pages {
 #[derive(Debug, Deserialize)]
 struct Order {
     sku: String,
-    quantity: u64,
+    quantity: u32,
 }
 
 /// An order that was placed.
@@ -58,7 +60,7 @@ struct Placed {
     order: u64,
     invoice: u64,
     sku: String,
-    quantity: u64,
+    quantity: u32,
 }
 
 /// A delivery that was counted.
@@ -91,9 +93,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_env_filter(filter).init();
 
     // One store, one ledger, and on it a layer for each rule.
-    let (ledger, store) = match env::var("REDIS_URL") {
-        Ok(url) => (Ledger::new(RedisStore::new(&url)?), "Redis"),
-        Err(_) => (Ledger::new(MemoryStore::new()), "memory"),
+    let (ledger, store) = match env::var("REDIS_URL").unwrap_or_default().as_str() {
+        "" => (Ledger::new(MemoryStore::new()), "memory"),
+        url => (Ledger::new(RedisStore::new(url)?), "Redis"),
     };
     let orders = IdempotencyLayer::api(&ledger, caller::authorization()).require_key();
     let shop = IdempotencyLayer::webhook(&ledger, key::header("X-Idempotency-Key").or(key::json("$.event_id")));
@@ -187,8 +189,7 @@ async fn order(
     let Order { sku, quantity } = serde_json::from_slice(body).map_err(|_| StatusCode::BAD_REQUEST)?;
     let placed = {
         let mut pages = books.open();
-        let stock = pages.stock.entry(sku.clone()).or_insert(INITIAL_STOCK);
-        *stock = stock.checked_sub(quantity).ok_or(StatusCode::CONFLICT)?;
+        *pages.stock.entry(sku.clone()).or_insert(INITIAL_STOCK) -= i64::from(quantity);
         pages.orders += 1;
         pages.invoices += 1;
         Placed { order: pages.orders, invoice: pages.invoices, sku, quantity }
@@ -212,22 +213,25 @@ async fn enter(books: &Books, trouble: &Trouble, attempt: Option<Extension<Attem
 
 /// The layer with what the environment says.
 fn configured(mut layer: IdempotencyLayer) -> Result<IdempotencyLayer, Box<dyn Error>> {
-    if let Some(lease) = millis("LEASE_MS")? {
+    if let Some(lease) = millis("LEASE_MS", MIN_DURATION)? {
         layer = layer.lease(lease);
     }
-    if let Some(retention) = millis("RETENTION_MS")? {
+    if let Some(retention) = millis("RETENTION_MS", MIN_DURATION)? {
         layer = layer.retention(retention);
     }
-    if let Some(patience) = millis("PATIENCE_MS")? {
+    if let Some(patience) = millis("PATIENCE_MS", Duration::ZERO)? {
         layer = layer.patience(patience);
     }
     Ok(layer)
 }
 
-fn millis(name: &str) -> Result<Option<Duration>, Box<dyn Error>> {
+fn millis(name: &str, least: Duration) -> Result<Option<Duration>, Box<dyn Error>> {
     let Ok(text) = env::var(name) else { return Ok(None) };
-    let millis = u64::from_str(&text).map_err(|error| format!("{name}: {error}"))?;
-    Ok(Some(Duration::from_millis(millis)))
+    let duration = u64::from_str(&text).map(Duration::from_millis).map_err(|error| format!("{name}: {error}"))?;
+    match (least..=MAX_DURATION).contains(&duration) {
+        true => Ok(Some(duration)),
+        false => Err(format!("{name}: from {} to {} ms", least.as_millis(), MAX_DURATION.as_millis()).into()),
+    }
 }
 
 /// Returns at Ctrl-C, or when a supervisor asks.

@@ -318,6 +318,19 @@ impl<B: Body<Data = Bytes>> Collector<B> {
         }
     }
 
+    /// Reads on for at most so many bytes and forgets them.
+    pub(crate) async fn discard(&mut self, mut bytes: usize) {
+        loop {
+            tokio::task::consume_budget().await;
+            let Some(Ok(frame)) = self.body.frame().await else { return };
+            let data = frame.data_ref().map_or(0, Bytes::len);
+            match bytes.checked_sub(data) {
+                Some(left) => bytes = left,
+                None => return,
+            }
+        }
+    }
+
     fn push(&mut self, more: Bytes) {
         match &mut self.data {
             _ if more.is_empty() => {}

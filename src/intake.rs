@@ -3,6 +3,8 @@
 //! The body is buffered first: a duplicate that waits with its body unread stalls the other streams of its connection, a
 //! slow sender would hold a claim, and half a body must not become a kept 400.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderMap, request};
 use http_body::Body;
@@ -14,6 +16,11 @@ use crate::key::{Extracted, Part};
 use crate::policy::{OnBadKey, OverLimit, Policy};
 use crate::rejection::Rejection;
 use crate::telemetry::{PassedThrough, Report};
+
+/// For how long, and for how many more bodies of the largest size, a request that is too large is read on before it is
+/// refused. Nothing of it is kept.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BODIES: usize = 4;
 
 /// What there is to do with a request.
 pub(crate) enum Intake<B> {
@@ -46,7 +53,7 @@ pub(crate) async fn take_in<B: Body<Data = Bytes>>(
     let extract = |body: &Bytes| policy.key.extract(head, body, policy.header_syntax);
     let by_head = (!policy.key.reads_body()).then(|| extract(&Bytes::new()));
     if let Some(unusable @ (Ok(None) | Err(_))) = by_head {
-        return without_key(policy, head, &unusable, RequestBody::untouched(body), report);
+        return without_key(policy, &unusable, RequestBody::untouched(body), report);
     }
     if let (Some(Ok(Some(parts))), false) = (&by_head, policy.buffers()) {
         let failed = Failed::default();
@@ -65,18 +72,12 @@ pub(crate) async fn take_in<B: Body<Data = Bytes>>(
             body: RequestBody::buffered(data, trailers),
             failed: Failed::default(),
         }),
-        unusable => without_key(policy, head, &unusable, RequestBody::buffered(data, trailers), report),
+        unusable => without_key(policy, &unusable, RequestBody::buffered(data, trailers), report),
     }
 }
 
 /// What the contract says of a key that is missing or malformed.
-fn without_key<B>(
-    policy: &Policy,
-    head: &request::Parts,
-    unusable: &Extracted,
-    body: RequestBody<B>,
-    report: &mut Report,
-) -> Intake<B> {
+fn without_key<B>(policy: &Policy, unusable: &Extracted, body: RequestBody<B>, report: &mut Report) -> Intake<B> {
     let (then, refusal, reason) = match unusable {
         Ok(_) => (policy.missing_key, Rejection::KeyMissing, PassedThrough::KeyMissing),
         Err(malformed) => {
@@ -87,7 +88,7 @@ fn without_key<B>(
     match then {
         OnBadKey::Refuse => Intake::Refuse(refusal),
         OnBadKey::PassThrough => {
-            policy.warn_once(head, reason);
+            policy.warn_once(reason);
             Intake::PassThrough(body, reason)
         }
     }
@@ -104,7 +105,11 @@ async fn buffer<B: Body<Data = Bytes>>(policy: &Policy, body: B) -> Buffered<B> 
             let (data, _, rest) = collector.into_parts();
             Buffered::PassThrough(RequestBody::resumed(data, rest))
         }
-        Ok(Ok(Filled::OverCap)) => Buffered::Refuse(Rejection::BodyTooLarge),
+        Ok(Ok(Filled::OverCap)) => {
+            // A client that sends all before it reads would see a reset instead of the refusal.
+            let _ = timeout(LINGER, collector.discard(policy.max_request_body.saturating_mul(LINGER_BODIES))).await;
+            Buffered::Refuse(Rejection::BodyTooLarge)
+        }
         Ok(Err(_)) => Buffered::Refuse(Rejection::BodyUnreadable),
         Err(_) => Buffered::Refuse(Rejection::BodyTimeout),
     }

@@ -13,6 +13,7 @@ use crate::store::erased::{ErasedStore, StoreFuture};
 use crate::store::{Entry, Forgotten, Store, StoreError};
 
 const MAX_IN_FLIGHT: usize = 1024;
+const MAX_OVERDUE: usize = 1024;
 const MAX_WAITING: usize = 8192;
 const MAX_WAITING_PER_KEY: usize = 1024;
 const STORE_TIMEOUT: Duration = Duration::from_millis(250);
@@ -33,6 +34,7 @@ struct Inner {
     max_waiting_per_key: AtomicUsize,
     waiting: Arc<Gauge>,
     in_flight: Arc<Gauge>,
+    overdue: Arc<Gauge>,
     given_up: Arc<Gauge>,
     tasks: TaskTracker,
     draining: AtomicBool,
@@ -49,8 +51,14 @@ pub(crate) struct Ticket(Arc<Gauge>);
 
 /// The right to start an attempt.
 pub(crate) struct AttemptTicket {
-    _ticket: Ticket,
+    ticket: Ticket,
     _token: TaskTrackerToken,
+}
+
+impl AttemptTicket {
+    pub(crate) fn exchange(&mut self, ticket: Ticket) {
+        self.ticket = ticket;
+    }
 }
 
 /// The process was asked to stop, and not everything had come to its end when its time was up.
@@ -76,6 +84,7 @@ impl Ledger {
             max_waiting_per_key: AtomicUsize::new(MAX_WAITING_PER_KEY),
             waiting: Gauge::new(MAX_WAITING),
             in_flight: Gauge::new(MAX_IN_FLIGHT),
+            overdue: Gauge::new(MAX_OVERDUE),
             given_up: Gauge::new(MAX_GIVEN_UP),
             tasks: TaskTracker::new(),
             draining: AtomicBool::new(false),
@@ -87,6 +96,14 @@ impl Ledger {
     #[must_use]
     pub fn max_in_flight(self, attempts: usize) -> Self {
         self.0.in_flight.max.store(attempts, Ordering::Relaxed);
+        self
+    }
+
+    /// How many attempts past their layer's [`max_attempt`](crate::IdempotencyLayer::max_attempt) do not count as running;
+    /// beyond, they do, so that handlers that hang stay bounded. Default: 1024.
+    #[must_use]
+    pub fn max_overdue(self, attempts: usize) -> Self {
+        self.0.overdue.max.store(attempts, Ordering::Relaxed);
         self
     }
 
@@ -113,7 +130,8 @@ impl Ledger {
         self
     }
 
-    /// How long one call of the store may take; a claim that got no answer is sent again within less than twice that.
+    /// How long one call of the store may take; a claim that got no answer is sent again, all within
+    /// 1.6 times that.
     /// Default: 250 ms.
     #[must_use]
     pub fn store_timeout(self, timeout: Duration) -> Self {
@@ -136,7 +154,7 @@ impl Ledger {
         self.0.draining.store(true, Ordering::SeqCst);
         self.0.tasks.close();
         let drained = tokio::time::timeout(timeout, self.0.tasks.wait()).await;
-        drained.map_err(|_| StillRunning { attempts: self.0.in_flight.used() })
+        drained.map_err(|_| StillRunning { attempts: self.0.in_flight.used() + self.0.overdue.used() })
     }
 
     /// What the store knows of a key, as an event or [`Attempt::key`](crate::Attempt::key) showed it.
@@ -189,8 +207,18 @@ impl Ledger {
 
     /// The right to start an attempt, if one may start. Whoever drains waits for it, so it is taken before that is looked at.
     pub(crate) fn attempt(&self) -> Option<AttemptTicket> {
-        let ticket = AttemptTicket { _ticket: self.0.in_flight.take()?, _token: self.0.tasks.token() };
+        let ticket = AttemptTicket { ticket: self.0.in_flight.take()?, _token: self.0.tasks.token() };
         (!self.is_draining()).then_some(ticket)
+    }
+
+    /// The right to go on without counting as running.
+    pub(crate) fn overdue(&self) -> Option<Ticket> {
+        self.0.overdue.take()
+    }
+
+    /// Whether two handles are one ledger.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     pub(crate) fn given_up(&self) -> Option<Ticket> {

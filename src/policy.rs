@@ -243,14 +243,14 @@ impl Policy {
     }
 
     /// Says once of each reason that a request goes unprotected.
-    pub(crate) fn warn_once(&self, head: &request::Parts, reason: PassedThrough) {
+    pub(crate) fn warn_once(&self, reason: PassedThrough) {
         let [missing, malformed] = &*self.warned;
         let (warned, why) = match reason {
             PassedThrough::KeyMalformed => (malformed, "its key is malformed"),
             _ => (missing, "it has no key"),
         };
         if !warned.swap(true, Ordering::Relaxed) {
-            telemetry::first_unprotected(self.contract, head.uri.path(), why);
+            telemetry::first_unprotected(self.contract, why);
         }
     }
 }

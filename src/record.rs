@@ -136,7 +136,8 @@ impl Record {
             return Err(UnreadableRecord("its flags are unknown"));
         }
         let status = rest.try_get_u16().map_err(|_| cut)?;
-        let status = StatusCode::from_u16(status).map_err(|_| UnreadableRecord("its status is none"))?;
+        let status = StatusCode::from_u16(status).ok().filter(|status| !status.is_informational());
+        let status = status.ok_or(UnreadableRecord("its status is none of a final response"))?;
         let headers = get_headers(&mut rest)?;
         let trailers = if flags & TRAILERS != 0 { Some(get_headers(&mut rest)?) } else { None };
         let length = rest.try_get_u32().map_err(|_| cut)?;
@@ -295,6 +296,11 @@ mod tests {
             if at != 7 {
                 assert!(Record::decode(&changed).is_err(), "byte {at} as {byte} was read");
             }
+        }
+        for status in [0, 99, 100, 101, 199, 1000_u16] {
+            let mut changed = whole.to_vec();
+            changed[2..4].copy_from_slice(&status.to_be_bytes());
+            assert!(Record::decode(&changed.into()).is_err(), "status {status} was read");
         }
         let longer = Bytes::from([&whole[..], b"x"].concat());
         assert!(Record::decode(&longer).is_err());

@@ -91,8 +91,8 @@ impl<S> Idempotency<S> {
             Intake::Refuse(refusal) => return Ok(self.refuse(refusal, report)),
         };
         let key = self.policy.stored_key(&head, &parts);
-        if head.extensions.get::<Attempt>().is_some_and(|outer| outer.key() == key) {
-            // The same layer once more, inside of itself: waiting for the attempt it is part of would never end.
+        if head.extensions.get::<Attempt>().is_some_and(|outer| outer.is_under(&self.ledger, key)) {
+            // The same rule once more, inside of itself: waiting for the attempt it is part of would never end.
             let outcome = Outcome::PassedThrough(PassedThrough::NotApplicable);
             return self.run_unprotected(head, body, outcome, report).await;
         }

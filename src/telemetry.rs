@@ -130,9 +130,9 @@ fn is_alarming(outcome: &str, reason: &str) -> bool {
 }
 
 /// Said once per layer: a sender whose events all lack a key would otherwise go unprotected and unnoticed.
-pub(crate) fn first_unprotected(contract: Contract, path: &str, why: &str) {
+pub(crate) fn first_unprotected(contract: Contract, why: &str) {
     let contract = contract.name();
-    event!(target: TARGET, Level::WARN, contract, path, why, "a request passed through unprotected; said once per layer");
+    event!(target: TARGET, Level::WARN, contract, why, "a request passed through unprotected; said once per layer");
 }
 
 /// Why a store call did not do what it was asked for. The request's own event says what became of it.

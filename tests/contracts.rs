@@ -7,6 +7,7 @@ mod common;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -203,6 +204,23 @@ async fn an_operator_can_compute_a_key_and_look_it_up() {
     assert_eq!(layer.key_of(&head, &Bytes::from_static(b"{}")), None);
     assert_eq!(ledger.forget(&key, false).await.unwrap(), Forgotten::Forgotten);
     assert_eq!(app.send(request()).await.body, "run 2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_inside_of_another_ledgers_does_its_own_work() {
+    let shared = Stores::memory();
+    let runs = Arc::new(AtomicU32::new(0));
+    for _ in 0..2 {
+        let runs = Arc::clone(&runs);
+        let handler = service_fn(move |_: Request<RequestBody<RequestBody<Body>>>| {
+            runs.fetch_add(1, Ordering::SeqCst);
+            async { Ok::<_, Infallible>(Response::new(body("ran"))) }
+        });
+        // Each process has a ledger of its own around the one they share.
+        let inner = IdempotencyLayer::webhook(&shared.ledger(), header("X-Id"));
+        webhook().layer(inner.layer(handler)).oneshot(event("e")).await.unwrap();
+    }
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
 }
 
 // Replays.
@@ -639,6 +657,52 @@ async fn a_client_that_does_not_read_holds_nothing_for_ever() {
     assert!(unread.into_body().collect().await.is_err(), "what was cut short does not look whole");
 }
 
+/// A response whose body is larger than what is kept, in pieces that a client has to take one by one.
+fn in_pieces(pieces: Vec<io::Result<Frame<Bytes>>>) -> Result<Response<Body>, tower::BoxError> {
+    Ok(Response::builder().header("content-length", "12").body(frames(pieces)).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_slow_to_take_the_end_keeps_nobody_waiting() {
+    let stores = Stores::memory();
+    let layer = IdempotencyLayer::webhook(&stores.ledger(), header("X-Id")).max_kept_body(1);
+    let app = App::new(&layer, |_, _| async { in_pieces(vec![chunk("abcd"), chunk("efgh"), chunk("ijkl")]) });
+    stores.fail(Step::Complete, Fault::LoseRequest, u32::MAX);
+    let mut unread = app.call(event("e")).await.unwrap().into_body();
+    assert!(unread.frame().await.is_some());
+    sleep(Duration::from_secs(3)).await;
+    stores.heal();
+    sleep(Duration::from_secs(2)).await;
+    assert!(app.send(event("e")).await.is_replayed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_failed_frees_its_key_before_its_client_takes_note() {
+    let app = App::new(&webhook().max_kept_body(1), |_, run| async move {
+        match run {
+            1 => in_pieces(vec![chunk("abcd"), chunk("efgh"), Err(io::Error::other("broken off"))]),
+            _ => answer(200, ""),
+        }
+    });
+    let mut unread = app.call(event("e")).await.unwrap().into_body();
+    assert!(unread.frame().await.is_some());
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(app.send(event("e")).await.status, 200);
+    assert!(unread.collect().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_finished_key_is_not_kept_alive_by_a_client_that_is_slow_to_take_the_end() {
+    let second = Duration::from_secs(1);
+    let layer = webhook().max_kept_body(1).lease(second * 3).retention(second * 5);
+    let app = App::new(&layer, |_, _| async { in_pieces(vec![chunk("abcd"), chunk("efgh"), chunk("ijkl")]) });
+    let mut unread = app.call(event("e")).await.unwrap().into_body();
+    assert!(unread.frame().await.is_some());
+    sleep(second * 60).await;
+    app.call(event("e")).await.unwrap();
+    assert_eq!(app.runs(), 2, "its retention is over");
+}
+
 // Steering.
 
 #[tokio::test(start_paused = true)]
@@ -716,6 +780,31 @@ async fn handlers_that_hang_do_not_keep_others_from_running() {
     assert_eq!(code(&app.send(event("c")).await), "overloaded");
     sleep(Duration::from_secs(15 * 60)).await;
     assert_eq!(app.send(event("c")).await.status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn handlers_that_hang_are_bounded_too() {
+    let ledger = ledger().max_in_flight(1).max_overdue(1);
+    let app = App::new(&IdempotencyLayer::webhook(&ledger, header("X-Id")), |_, _| std::future::pending());
+    for id in ["a", "b"] {
+        assert!(timeout(Duration::from_secs(1), app.send(event(id))).await.is_err());
+        sleep(Duration::from_secs(15 * 60)).await;
+    }
+    assert_eq!(code(&app.send(event("c")).await), "overloaded");
+    assert_eq!(ledger.drain(Duration::from_secs(1)).await.unwrap_err().attempts, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overdue_attempt_whose_key_is_gone_is_recorded() {
+    let second = Duration::from_secs(1);
+    let layer = webhook().lease(second).retention(second).max_attempt(second * 3);
+    let app = App::new(&layer, move |_, run| async move {
+        sleep(second * 20).await;
+        answer(200, format!("run {run}"))
+    });
+    let first = app.send(event("e")).await;
+    assert_eq!((first.status.as_u16(), first.is_stored()), (200, true));
+    assert!(app.send(event("e")).await.is_replayed());
 }
 
 #[tokio::test(start_paused = true)]

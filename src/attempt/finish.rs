@@ -47,16 +47,18 @@ impl Run {
     pub(super) async fn settle(&self, record: Record, tell: impl AsyncFnOnce(Pursued)) -> Pursued {
         let bytes = record.encode();
         let mut pursuit = pin!(self.pursue(&bytes));
-        let pursued = match timeout(self.policy.complete_wait, pursuit.as_mut()).await {
-            Ok(pursued) => {
-                self.end(pursued, record);
-                tell(pursued).await;
-                return pursued;
-            }
-            Err(_) => futures_util::join!(pursuit, tell(Pursued::Unanswered)).0,
+        if let Ok(pursued) = timeout(self.policy.complete_wait, pursuit.as_mut()).await {
+            self.end(pursued, record);
+            tell(pursued).await;
+            return pursued;
+        }
+        // Those who wait are told when it is stored, however long it takes to tell the client.
+        let ended = async {
+            let pursued = pursuit.await;
+            self.end(pursued, record);
+            pursued
         };
-        self.end(pursued, record);
-        pursued
+        futures_util::join!(ended, tell(Pursued::Unanswered)).0
     }
 
     /// Completes the claim. Who was told that it lost does not complete any more.
@@ -79,6 +81,7 @@ impl Run {
         executed: Executed,
     ) {
         self.lease.begin();
+        self.rest();
         // Taken first: a renewal that crosses the release is told that it lost, and would step down.
         let lead = self.take_lead();
         let mut release = pin!(self.lease.release(remember));
@@ -117,6 +120,7 @@ impl Run {
 
     /// Tells those who wait what came of the completion.
     fn end(&self, pursued: Pursued, record: Record) {
+        self.rest();
         match self.take_lead() {
             Some(lead) if pursued == Pursued::Held => {
                 let fingerprint = self.lease.claim().fingerprint;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::key::Key;
+use crate::ledger::Ledger;
 use crate::store::{MAX_DURATION, MIN_DURATION};
 
 /// The attempt a handler runs in. It stands in the extensions of every request that runs under a claim, and in no other.
@@ -31,10 +32,13 @@ use crate::store::{MAX_DURATION, MIN_DURATION};
 /// ```
 #[derive(Clone)]
 pub struct Attempt {
+    ledger: Ledger,
     key: Key,
     number: u32,
     lost: watch::Receiver<bool>,
     steering: Arc<Mutex<Steering>>,
+    /// The attempt of a layer around this one's, if there is one.
+    outer: Option<Arc<Self>>,
 }
 
 /// What the handler wants done with its outcome.
@@ -46,8 +50,19 @@ pub(crate) struct Steering {
 }
 
 impl Attempt {
-    pub(crate) fn new(key: Key, number: u32, lost: watch::Receiver<bool>) -> Self {
-        Self { key, number, lost, steering: Arc::default() }
+    pub(crate) fn new(ledger: Ledger, key: Key, number: u32, lost: watch::Receiver<bool>) -> Self {
+        Self { ledger, key, number, lost, steering: Arc::default(), outer: None }
+    }
+
+    /// The same attempt, inside of another layer's.
+    pub(super) fn inside(self, outer: Option<Self>) -> Self {
+        Self { outer: outer.map(Arc::new), ..self }
+    }
+
+    /// Whether this attempt, or one around it, is one of that ledger for that key.
+    pub(crate) fn is_under(&self, ledger: &Ledger, key: Key) -> bool {
+        self.key == key && self.ledger.is(ledger)
+            || self.outer.as_ref().is_some_and(|outer| outer.is_under(ledger, key))
     }
 
     /// The event, as the store knows it: the same for every delivery, and fit to be the idempotency key of a call

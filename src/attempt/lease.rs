@@ -61,11 +61,11 @@ pub(crate) enum Pursued {
 }
 
 impl Lease {
-    /// Asks for the claim, up to three times and within less than twice the store's timeout.
+    /// Asks for the claim, up to three times and within 1.6 times the store's timeout.
     pub(crate) async fn ask(ledger: &Ledger, key: Key, claim: Claim) -> Result<Asked, StoreError> {
         let timeout = ledger.call_timeout();
         let started = Instant::now();
-        let budget = timeout * 9 / 5;
+        let budget = timeout * 8 / 5;
         let mut lease =
             Self { ledger: ledger.clone(), key, claim, renew_at: Mutex::new(started), adrift: AtomicBool::new(true) };
         let mut backoff = Backoff::new();
@@ -152,13 +152,14 @@ impl Lease {
         }
     }
 
-    /// Returns when the key is seen to belong to another attempt, or to none.
+    /// Returns when the key is seen to be another attempt's, or to have been. A key that is gone is nobody else's.
     pub(crate) async fn watch(&self) {
         loop {
             sleep(self.claim.lease.max(LAST_BACKOFF)).await;
             match self.ledger.lookup(&self.key).await {
+                Ok(None) => {}
                 Ok(Some(entry)) if entry.state == State::Running && entry.attempt == self.claim.attempt => {}
-                Ok(_) => return,
+                Ok(Some(_)) => return,
                 Err(error) => telemetry::store_error("lookup", &self.key, &error),
             }
         }

@@ -12,14 +12,14 @@ use std::any::Any;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, Request, Response, StatusCode, response};
 use http_body::Body;
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 use tower::{BoxError, Service};
 use tracing::Instrument as _;
@@ -43,8 +43,9 @@ pub(crate) struct Run {
     overdue: Instant,
     /// Until the attempt has lost, is overdue, or has ended.
     lead: Mutex<Option<Lead>>,
-    /// Until the attempt is overdue or has ended: what hangs does not keep others from running.
-    ticket: Mutex<Option<Ticket>>,
+    ticket: Mutex<Ticket>,
+    /// The task that renews the lease.
+    keeper: OnceLock<AbortHandle>,
     lost: watch::Sender<bool>,
     handle: Attempt,
     /// Whether the request body, where it is streamed through, has failed.
@@ -65,7 +66,7 @@ enum Reply<R, E> {
 }
 
 /// A task that ends with another.
-struct AbortOnDrop(JoinHandle<()>);
+struct AbortOnDrop(AbortHandle);
 
 /// What came of the inner service.
 enum Ran<R, E> {
@@ -88,12 +89,13 @@ impl Run {
         lead.running(lease.claim().fingerprint);
         let (lost, was_lost) = watch::channel(false);
         Self {
-            handle: Attempt::new(lease.key(), lease.number(), was_lost),
+            handle: Attempt::new(lease.ledger().clone(), lease.key(), lease.number(), was_lost),
             overdue: Instant::now() + policy.max_attempt,
             policy,
             lease,
             lead: Mutex::new(Some(lead)),
-            ticket: Mutex::new(Some(ticket)),
+            ticket: Mutex::new(ticket),
+            keeper: OnceLock::new(),
             lost,
             request_failed,
         }
@@ -115,16 +117,18 @@ impl Run {
         R::Error: Into<BoxError>,
     {
         report.attempt(self.handle.number());
-        request.extensions_mut().insert(self.handle.clone());
+        let outer = request.extensions_mut().remove::<Attempt>();
+        request.extensions_mut().insert(self.handle.clone().inside(outer));
         let (reply, replied) = oneshot::channel();
         let client = Client { reply: Some(reply), report };
         let policy = Arc::clone(&self.policy);
         let tasks = self.lease.ledger().tasks().clone();
         let run = Arc::new(self);
         // In a task of its own: a handler that blocks its thread must not lose its lease by that.
-        let kept = tasks.spawn(Arc::clone(&run).keep());
+        let keeper = tasks.spawn(Arc::clone(&run).keep()).abort_handle();
+        let _ = run.keeper.set(keeper.clone());
         let attempt = async move {
-            let _kept = AbortOnDrop(kept);
+            let _keeper = AbortOnDrop(keeper);
             run.run(inner, request, client).await;
         };
         tasks.spawn(attempt.in_current_span());
@@ -205,7 +209,7 @@ impl Run {
         if steering.already_applied {
             return Ran::AlreadyApplied(head);
         }
-        if steering.dont_keep || !(self.policy.keeps)(head.status) {
+        if steering.dont_keep || head.status.is_informational() || !(self.policy.keeps)(head.status) {
             return Ran::Unkept(head, body);
         }
         if is_endless(&head) {
@@ -230,12 +234,22 @@ impl Run {
     /// Renews the lease until it is lost, and says so. From the time an attempt is overdue it only watches.
     async fn keep(self: Arc<Self>) {
         if let Ended::Overdue = self.lease.keep(self.overdue).await {
-            drop(self.ticket.lock().unwrap_or_else(PoisonError::into_inner).take());
+            // What hangs does not keep others from running, as long as not too many do.
+            if let Some(ticket) = self.lease.ledger().overdue() {
+                self.ticket.lock().unwrap_or_else(PoisonError::into_inner).exchange(ticket);
+            }
             self.step_down();
             self.lease.watch().await;
         }
         self.lost.send_replace(true);
         self.step_down();
+    }
+
+    /// Renews no more: a key that is finished or given back must not come to life again.
+    fn rest(&self) {
+        if let Some(keeper) = self.keeper.get() {
+            keeper.abort();
+        }
     }
 
     /// Whether what came of it is not to be kept after all: half a request brought it about, or the handler said so late.

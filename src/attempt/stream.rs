@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, join};
 use http::{Response, header, response};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
@@ -42,26 +42,26 @@ impl Run {
         let over = self.overdue + self.policy.kept_body_timeout;
         let mut pipe = Pipe { client: Some(sender), patient_until: self.overdue, over };
         let pumped = AssertUnwindSafe(self.pump(&mut pipe, data, rest, left)).catch_unwind().await;
-        let (remember, executed) = match pumped {
+        // A client that is slow to take the end does not hold the key.
+        match pumped {
             Ok(Ok(last)) if !self.is_withdrawn() => {
                 let pursued = self.settle(record, async |_| pipe.end(last).await).await;
-                return client.close(Executed::Tombstone, pursued);
+                client.close(Executed::Tombstone, pursued);
             }
             Ok(Ok(last)) => {
-                pipe.end(last).await;
-                (self.policy.lease, Executed::Released)
+                let released = self.release(self.policy.lease, None, client, Executed::Released);
+                join!(released, pipe.end(last));
             }
             Ok(Err(error)) => {
-                pipe.fail(error).await;
-                (self.policy.retention, Executed::FailedBody)
+                let released = self.release(self.policy.retention, None, client, Executed::FailedBody);
+                join!(released, pipe.fail(error));
             }
             // The client sees a body cut short.
             Err(_panic) => {
                 drop(pipe);
-                (self.policy.retention, Executed::Panicked)
+                self.release(self.policy.retention, None, client, Executed::Panicked).await;
             }
-        };
-        self.release(remember, None, client, executed).await;
+        }
     }
 
     /// Passes the body on and returns its last frames, which must not leave before the tombstone is stored: a client that

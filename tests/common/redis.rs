@@ -121,7 +121,9 @@ fn spawn(port: u16, args: &[String]) -> Child {
         Command::new(server)
     };
     let port = port.to_string();
-    command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]).args(args);
+    command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    // What a replica receives it writes to a file.
+    command.args(["--dir", env!("CARGO_TARGET_TMPDIR"), "--dbfilename", &format!("{port}.rdb")]).args(args);
     let spawned = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     spawned.expect("redis-server has to be installed: ./tests/run says how")
 }

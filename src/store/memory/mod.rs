@@ -184,7 +184,10 @@ impl Store for MemoryStore {
                 Slot { attempt: slot.attempt.saturating_sub(1), ..slot.freed(remember, now) }
             }
             Some(slot) => slot.freed(remember, now),
-            None => Slot::running(claim, claim.attempt, now).freed(claim.lease, now),
+            None => {
+                let free = Slot::running(claim, claim.attempt, now).freed(claim.lease, now);
+                Slot { remembered: false, ..free }
+            }
         };
         slots.put(key, free, &self.used);
         drop(slots);
