@@ -10,7 +10,8 @@ use http::{HeaderMap, request};
 use http_body::Body;
 use tokio::time::timeout;
 
-use crate::body::{Collector, Failed, Filled, RequestBody};
+use crate::body::{Failed, RequestBody};
+use crate::collect::{Collector, Filled};
 use crate::fingerprint::Fingerprint;
 use crate::key::{Extracted, Part};
 use crate::policy::{OnBadKey, OverLimit, Policy};

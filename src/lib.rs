@@ -95,6 +95,7 @@
 mod attempt;
 mod body;
 pub mod caller;
+mod collect;
 mod digest;
 pub mod fingerprint;
 mod flight;

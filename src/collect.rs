@@ -1,0 +1,168 @@
+//! Capped collecting of a body, with its trailers.
+
+use std::pin::Pin;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::Body;
+use http_body_util::BodyExt as _;
+
+/// Collects a body up to a cap, and gives back what it has where that is not the whole.
+///
+/// Cancelling a call of [`Collector::fill`] loses nothing.
+#[derive(Debug)]
+pub(crate) struct Collector<B> {
+    body: Pin<Box<B>>,
+    data: Data,
+    trailers: Option<HeaderMap>,
+    cap: usize,
+}
+
+#[derive(Debug)]
+enum Data {
+    /// The usual body is one frame and is never copied.
+    One(Bytes),
+    Many(BytesMut),
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Filled {
+    OverCap,
+    Whole,
+}
+
+impl<B: Body<Data = Bytes>> Collector<B> {
+    pub(crate) fn new(body: B, cap: usize) -> Self {
+        Self { body: Box::pin(body), data: Data::One(Bytes::new()), trailers: None, cap }
+    }
+
+    /// Reads to the end or past the cap. A body announced as too large is not read at all; the announcement is never
+    /// trusted for less.
+    pub(crate) async fn fill(&mut self) -> Result<Filled, B::Error> {
+        let announced = self.body.size_hint().lower();
+        if announced.saturating_add(self.len() as u64) > self.cap as u64 {
+            return Ok(Filled::OverCap);
+        }
+        loop {
+            // A body that is always ready, with frames that are empty, would keep its thread and never time out.
+            tokio::task::consume_budget().await;
+            let Some(frame) = self.body.frame().await else { return Ok(Filled::Whole) };
+            match frame?.into_data() {
+                Ok(data) => self.push(data),
+                // Nothing follows trailers, even where the body is slow to say so.
+                Err(frame) => {
+                    self.trailers = frame.into_trailers().ok();
+                    return Ok(Filled::Whole);
+                }
+            }
+            if self.len() > self.cap {
+                return Ok(Filled::OverCap);
+            }
+        }
+    }
+
+    /// Reads on for at most so many bytes and forgets them.
+    pub(crate) async fn discard(&mut self, mut bytes: usize) {
+        loop {
+            tokio::task::consume_budget().await;
+            let Some(Ok(frame)) = self.body.frame().await else { return };
+            let data = frame.data_ref().map_or(0, Bytes::len);
+            match bytes.checked_sub(data) {
+                Some(left) => bytes = left,
+                None => return,
+            }
+        }
+    }
+
+    fn push(&mut self, more: Bytes) {
+        match &mut self.data {
+            _ if more.is_empty() => {}
+            Data::One(one) if one.is_empty() => *one = more,
+            Data::One(one) => {
+                let expected = usize::try_from(self.body.size_hint().lower()).unwrap_or(usize::MAX).min(self.cap);
+                let mut many = BytesMut::with_capacity((one.len() + more.len()).saturating_add(expected));
+                many.put_slice(one);
+                many.put_slice(&more);
+                self.data = Data::Many(many);
+            }
+            Data::Many(many) => many.put_slice(&more),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match &self.data {
+            Data::One(one) => one.len(),
+            Data::Many(many) => many.len(),
+        }
+    }
+
+    /// What has been collected, and what has not been read.
+    pub(crate) fn into_parts(self) -> (Bytes, Option<HeaderMap>, Pin<Box<B>>) {
+        let data = match self.data {
+            Data::One(one) => one,
+            Data::Many(many) => many.freeze(),
+        };
+        (data, self.trailers, self.body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body::Frame;
+    use http_body_util::{Full, StreamBody};
+
+    use super::*;
+    use crate::body::RequestBody;
+
+    fn frames(frames: Vec<Frame<Bytes>>) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
+        StreamBody::new(futures_util::stream::iter(frames.into_iter().map(Ok)))
+    }
+
+    fn data(data: &'static str) -> Frame<Bytes> {
+        Frame::data(Bytes::from_static(data.as_bytes()))
+    }
+
+    #[tokio::test]
+    async fn a_body_is_collected_whole_with_its_trailers() {
+        let trailers = HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("1"))]);
+        let body = frames(vec![data("ab"), data(""), data("cd"), Frame::trailers(trailers.clone())]);
+        let mut collector = Collector::new(body, 4);
+        assert_eq!(collector.fill().await, Ok(Filled::Whole));
+        let (bytes, found, _) = collector.into_parts();
+        assert_eq!((&bytes[..], found), (&b"abcd"[..], Some(trailers)));
+    }
+
+    #[tokio::test]
+    async fn one_frame_is_not_copied() {
+        let bytes = Bytes::from(vec![7; 100]);
+        let mut collector = Collector::new(Full::new(bytes.clone()), 100);
+        assert_eq!(collector.fill().await, Ok(Filled::Whole));
+        assert_eq!(collector.into_parts().0.as_ptr(), bytes.as_ptr());
+    }
+
+    #[tokio::test]
+    async fn what_is_over_the_cap_is_given_back_whole() {
+        let mut collector = Collector::new(frames(vec![data("ab"), data("cd"), data("ef")]), 3);
+        assert_eq!(collector.fill().await, Ok(Filled::OverCap));
+        let (bytes, _, rest) = collector.into_parts();
+        let resumed = RequestBody::resumed(bytes, rest).collect().await.unwrap();
+        assert_eq!(resumed.to_bytes(), "abcdef");
+    }
+
+    #[tokio::test]
+    async fn a_body_announced_as_too_large_is_not_read() {
+        let mut collector = Collector::new(Full::new(Bytes::from_static(b"abcd")), 3);
+        assert_eq!(collector.fill().await, Ok(Filled::OverCap));
+        assert!(collector.into_parts().0.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_body_of_nothing_without_an_end_times_out() {
+        let empty = StreamBody::new(futures_util::stream::repeat_with(|| Ok::<_, Infallible>(data(""))));
+        let mut collector = Collector::new(empty, 10);
+        let timeout = tokio::time::timeout(std::time::Duration::from_millis(50), collector.fill());
+        assert!(timeout.await.is_err());
+    }
+}
