@@ -7,18 +7,19 @@ use std::time::Duration;
 
 use tokio_util::task::task_tracker::{TaskTracker, TaskTrackerToken};
 
+use crate::fingerprint::Fingerprint;
 use crate::flight::Flights;
 use crate::key::Key;
+use crate::record::Record;
 use crate::store::erased::{ErasedStore, StoreFuture};
-use crate::store::{Entry, Forgotten, Store, StoreError};
+use crate::store::{Entry, Forgotten, State, Store, StoreError};
 
 const MAX_IN_FLIGHT: usize = 1024;
 const MAX_OVERDUE: usize = 1024;
 const MAX_WAITING: usize = 8192;
 const MAX_WAITING_PER_KEY: usize = 1024;
-const STORE_TIMEOUT: Duration = Duration::from_millis(250);
-
 const MAX_GIVEN_UP: usize = 1024;
+const STORE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// A store, the attempts that run in this process, and the duplicates that wait for them.
 ///
@@ -130,8 +131,7 @@ impl Ledger {
         self
     }
 
-    /// How long one call of the store may take; a claim that got no answer is sent again, all within
-    /// 1.6 times that.
+    /// How long one call of the store may take; a claim that got no answer is sent again, all within 1.6 times that.
     /// Default: 250 ms.
     #[must_use]
     pub fn store_timeout(self, timeout: Duration) -> Self {
@@ -144,8 +144,8 @@ impl Ledger {
     /// requests that would start an attempt are refused with 503; finished keys are still replayed.
     ///
     /// Call it when the server has stopped accepting, before the process ends. Requests that pass through are the server's
-    /// own to wait for. An attempt that is cut off by the end of
-    /// its process runs again at the next delivery, when its lease is over.
+    /// own to wait for. An attempt that is cut off by the end of its process runs again at the next delivery, when its lease
+    /// is over.
     ///
     /// # Errors
     ///
@@ -174,6 +174,16 @@ impl Ledger {
     /// If the store does not answer within its timeout: then it may or may not have forgotten the key.
     pub async fn forget(&self, key: &Key, force: bool) -> Result<Forgotten, StoreError> {
         self.bounded(self.store().forget(key, force)).await
+    }
+
+    /// The outcome of a key that has finished and can be read, with the fingerprint of the request that brought it first.
+    pub(crate) async fn outcome(&self, key: &Key) -> Option<(Option<Fingerprint>, Record)> {
+        match self.lookup(key).await {
+            Ok(Some(Entry { fingerprint, state: State::Done(record), .. })) => {
+                Record::decode(&record).ok().map(|record| (fingerprint, record))
+            }
+            Ok(_) | Err(_) => None,
+        }
     }
 
     pub(crate) fn store(&self) -> &dyn ErasedStore {

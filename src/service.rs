@@ -29,7 +29,6 @@ use crate::ledger::Ledger;
 use crate::policy::{OnStoreError, Policy};
 use crate::record::Record;
 use crate::rejection::Rejection;
-use crate::store::{Entry, State};
 use crate::telemetry::{Outcome, PassedThrough, Report};
 
 /// A service behind an [`IdempotencyLayer`](crate::IdempotencyLayer). See the [crate docs](crate) for an example.
@@ -190,10 +189,7 @@ impl<S> Idempotency<S> {
 
     /// No attempt may start, but what has finished can still be told.
     async fn replay_at_most<R>(self, key: Key, seat: Seat, report: Report) -> Response<ResponseBody<R>> {
-        let found = self.ledger.lookup(&key).await;
-        if let Ok(Some(Entry { fingerprint: first, state: State::Done(record), .. })) = found
-            && let Ok(record) = Record::decode(&record)
-        {
+        if let Some((first, record)) = self.ledger.outcome(&key).await {
             return match seat.refuses(first) {
                 true => self.refuse(Rejection::KeyReused, report),
                 false => self.replay(&record, seat.differs_from(first), report),

@@ -105,9 +105,10 @@ impl Report {
         self.open = false;
         let (contract, key) = (self.contract.name(), self.key.map(tracing::field::display));
         let (attempt, waited, cause) = (self.attempt, self.waited, self.cause.as_deref());
+        let is_alarming = outcome.is_alarming();
         let (outcome, reason) = (outcome.name(), outcome.reason());
         // The level of an event is a constant of its place.
-        if is_alarming(outcome, reason) {
+        if is_alarming {
             event!(target: TARGET, Level::WARN, outcome, reason, cause, contract, key, attempt, waited);
         } else {
             event!(target: TARGET, Level::DEBUG, outcome, reason, cause, contract, key, attempt, waited);
@@ -123,12 +124,6 @@ impl Drop for Report {
     }
 }
 
-fn is_alarming(outcome: &str, reason: &str) -> bool {
-    let reasons =
-        ["lost", "panicked", "unstored", "outcome_unknown", "overloaded", "store_unavailable", "key_malformed"];
-    outcome == "bypassed" || reasons.contains(&reason)
-}
-
 /// Said once per layer: a sender whose events all lack a key would otherwise go unprotected and unnoticed.
 pub(crate) fn first_unprotected(contract: Contract, why: &str) {
     let contract = contract.name();
@@ -142,6 +137,16 @@ pub(crate) fn store_error(call: &'static str, key: &Key, error: &StoreError) {
 }
 
 impl Outcome {
+    /// Whether an operator has to see it. A malformed key is its sender's affair, and the first of each layer is warned of.
+    const fn is_alarming(self) -> bool {
+        matches!(
+            self,
+            Self::Bypassed
+                | Self::Executed(Executed::Lost | Executed::Panicked | Executed::Unstored)
+                | Self::Refused(Rejection::OutcomeUnknown | Rejection::Overloaded | Rejection::StoreUnavailable)
+        )
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::Abandoned => "abandoned",

@@ -16,7 +16,6 @@ use crate::flight::{Landing, Lead};
 use crate::policy::{Contract, Policy};
 use crate::record::{IDEMPOTENCY_STORED, Record};
 use crate::rejection::Rejection;
-use crate::store::State;
 use crate::telemetry::{Executed, Outcome};
 
 impl Run {
@@ -101,16 +100,10 @@ impl Run {
     /// What to answer when another attempt has taken the place of this one.
     async fn of_the_winner<R>(&self, response: Response<ResponseBody<R>>) -> Response<ResponseBody<R>> {
         let claim = self.lease.claim();
-        let record = match self.lease.ledger().lookup(&self.lease.key()).await {
-            Ok(Some(entry)) if claim.refuse_other && entry.fingerprint != claim.fingerprint => None,
-            Ok(Some(entry)) => match entry.state {
-                State::Done(record) => Record::decode(&record).ok(),
-                State::Free | State::Running => None,
-            },
-            Ok(None) | Err(_) => None,
-        };
-        match (record, self.policy.contract) {
-            (Some(record), _) => {
+        let outcome = self.lease.ledger().outcome(&self.lease.key()).await;
+        let winner = outcome.filter(|(fingerprint, _)| !claim.refuse_other || *fingerprint == claim.fingerprint);
+        match (winner, self.policy.contract) {
+            (Some((_, record)), _) => {
                 record.replay(self.policy.replay).unwrap_or_else(|refusal| self.policy.refuse(refusal))
             }
             (None, Contract::Webhook) => self.policy.refuse(Rejection::OutcomeUnknown),

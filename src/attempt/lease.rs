@@ -4,7 +4,6 @@
 //! pursued, and a claim that nobody waits for any more is released behind it, in the background.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,7 +29,8 @@ pub(crate) struct Lease {
     ledger: Ledger,
     key: Key,
     claim: Claim,
-    renew_at: Mutex<Instant>,
+    /// When it is to be renewed first.
+    renew_at: Instant,
     /// The inner service has not been called: dropped now, the claim is released in the background.
     adrift: AtomicBool,
 }
@@ -66,48 +66,41 @@ impl Lease {
         let timeout = ledger.call_timeout();
         let started = Instant::now();
         let budget = timeout * 8 / 5;
-        let mut lease =
-            Self { ledger: ledger.clone(), key, claim, renew_at: Mutex::new(started), adrift: AtomicBool::new(true) };
+        let mut lease = Self { ledger: ledger.clone(), key, claim, renew_at: started, adrift: AtomicBool::new(true) };
         let mut backoff = Backoff::new();
-        for sending in 1.. {
+        let mut sending = 1;
+        let claimed = loop {
             let left = budget.saturating_sub(started.elapsed()).min(timeout);
-            let claimed = bounded_by(left, ledger.store().claim(&lease.key, &lease.claim)).await;
-            // An earlier sending may still be on its way, whatever came of this one.
-            let settled = sending == 1;
-            let error = match claimed {
-                Ok(Claimed::Acquired { attempt }) => {
-                    lease.claim.attempt = attempt;
-                    // The lease counts from the first sending, which may have been the one that took effect.
-                    let first = if settled { lease.interval() } else { Duration::ZERO };
-                    lease.renew_at = Mutex::new(started + first);
-                    return Ok(Asked::Acquired(lease));
-                }
-                Ok(Claimed::Done { fingerprint, record }) => {
-                    lease.adrift = AtomicBool::new(!settled);
-                    return Ok(Asked::Done { fingerprint, record });
-                }
-                Ok(Claimed::Mismatch) => {
-                    lease.adrift = AtomicBool::new(!settled);
-                    return Ok(Asked::Mismatch);
-                }
-                Ok(Claimed::Running { fingerprint, lease_left }) => {
-                    lease.adrift = AtomicBool::new(!settled);
-                    return Ok(Asked::Running { fingerprint, lease_left });
-                }
+            let error = match bounded_by(left, ledger.store().claim(&lease.key, &lease.claim)).await {
+                Ok(claimed) => break Ok(claimed),
                 Err(error) => error,
             };
             telemetry::store_error("claim", &lease.key, &error);
             if error.is_definite() {
-                lease.adrift = AtomicBool::new(!settled);
-                return Err(error);
+                break Err(error);
             }
             let pause = backoff.next();
             if sending == MAX_SENDINGS || started.elapsed() + pause >= budget {
                 return Err(error);
             }
             sleep(pause).await;
-        }
-        unreachable!("the last sending returns")
+            sending += 1;
+        };
+        // An earlier sending may still be on its way, whatever came of this one.
+        let is_first = sending == 1;
+        *lease.adrift.get_mut() = !is_first;
+        Ok(match claimed? {
+            Claimed::Acquired { attempt } => {
+                *lease.adrift.get_mut() = true;
+                lease.claim.attempt = attempt;
+                // The lease counts from the first sending, which may have been the one that took effect.
+                lease.renew_at = if is_first { started + lease.interval() } else { started };
+                Asked::Acquired(lease)
+            }
+            Claimed::Done { fingerprint, record } => Asked::Done { fingerprint, record },
+            Claimed::Mismatch => Asked::Mismatch,
+            Claimed::Running { fingerprint, lease_left } => Asked::Running { fingerprint, lease_left },
+        })
     }
 
     /// From here on the attempt sees the claim through.
@@ -133,14 +126,14 @@ impl Lease {
 
     /// Renews the lease until it is lost, or until `deadline`.
     pub(crate) async fn keep(&self, deadline: Instant) -> Ended {
+        let mut renew_at = self.renew_at;
         loop {
-            let renew_at = *self.renew_at.lock().unwrap_or_else(PoisonError::into_inner);
             sleep_until(renew_at.min(deadline)).await;
             let sent = Instant::now();
             if sent >= deadline {
                 return Ended::Overdue;
             }
-            let next = match self.ledger.bounded(self.ledger.store().renew(&self.key, &self.claim)).await {
+            renew_at = match self.ledger.bounded(self.ledger.store().renew(&self.key, &self.claim)).await {
                 Ok(Hold::Held) => sent + self.interval(),
                 Ok(Hold::Lost) => return Ended::Lost,
                 Err(error) => {
@@ -148,7 +141,6 @@ impl Lease {
                     Instant::now() + jittered((self.claim.lease / 10).min(LAST_BACKOFF))
                 }
             };
-            *self.renew_at.lock().unwrap_or_else(PoisonError::into_inner) = next;
         }
     }
 
@@ -215,9 +207,8 @@ impl Drop for Lease {
         let Some(ticket) = self.ledger.given_up() else { return };
         // Without a number it counts as never having run.
         let claim = Claim { attempt: 0, ..self.claim.clone() };
-        let renew_at = Mutex::new(Instant::now());
-        let given_up =
-            Self { ledger: self.ledger.clone(), key: self.key, claim, renew_at, adrift: AtomicBool::new(false) };
+        let (ledger, renew_at) = (self.ledger.clone(), self.renew_at);
+        let given_up = Self { ledger, key: self.key, claim, renew_at, adrift: AtomicBool::new(false) };
         self.ledger.tasks().spawn(async move {
             given_up.release(given_up.claim.lease).await;
             drop(ticket);
