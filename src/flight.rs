@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{OwnedMutexGuard, watch};
@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::fingerprint::Fingerprint;
 use crate::key::Key;
 use crate::ledger::{Gauge, Ledger, Ticket};
+use crate::lock::lock;
 use crate::record::Record;
 
 /// The pauses between two looks at a key that another process runs, before jitter.
@@ -263,9 +264,8 @@ impl Drop for Membership {
 // === impl Flights ===
 
 impl Flights {
-    /// No step under this lock can panic halfway.
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Members>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

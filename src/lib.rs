@@ -103,6 +103,7 @@ mod intake;
 pub mod key;
 mod layer;
 mod ledger;
+mod lock;
 mod policy;
 mod record;
 mod rejection;

@@ -1,7 +1,7 @@
 //! What becomes of an outcome: it is stored, then told; or the key is given back.
 
 use std::pin::pin;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use super::lease::Pursued;
 use super::{Client, Reply, Run};
 use crate::body::ResponseBody;
 use crate::flight::{Landing, Lead};
+use crate::lock::lock;
 use crate::policy::{Contract, Policy};
 use crate::record::{IDEMPOTENCY_STORED, Record};
 use crate::rejection::Rejection;
@@ -131,7 +132,7 @@ impl Run {
     }
 
     fn take_lead(&self) -> Option<Lead> {
-        self.lead.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.lead).take()
     }
 }
 

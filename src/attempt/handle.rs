@@ -1,13 +1,14 @@
 //! What the handler sees of its attempt.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::key::Key;
 use crate::ledger::Ledger;
+use crate::lock::lock;
 use crate::store::{MAX_DURATION, MIN_DURATION};
 
 /// The attempt a handler runs in. It stands in the extensions of every request that runs under a claim, and in no other.
@@ -116,11 +117,11 @@ impl Attempt {
     }
 
     pub(crate) fn steering(&self) -> Steering {
-        *self.steering.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.steering)
     }
 
     fn steer(&self, set: impl FnOnce(&mut Steering)) {
-        set(&mut self.steering.lock().unwrap_or_else(PoisonError::into_inner));
+        set(&mut lock(&self.steering));
     }
 }
 

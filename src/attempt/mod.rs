@@ -12,7 +12,7 @@ use std::any::Any;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -32,6 +32,7 @@ use crate::body::{Failed, RequestBody, ResponseBody};
 use crate::collect::{Collector, Filled};
 use crate::flight::Lead;
 use crate::ledger::AttemptTicket as Ticket;
+use crate::lock::lock;
 use crate::policy::{Policy, is_endless};
 use crate::record::Record;
 use crate::rejection::Rejection;
@@ -237,7 +238,7 @@ impl Run {
         if let Ended::Overdue = self.lease.keep(self.overdue).await {
             // What hangs does not keep others from running, as long as not too many do.
             if let Some(ticket) = self.lease.ledger().overdue() {
-                self.ticket.lock().unwrap_or_else(PoisonError::into_inner).exchange(ticket);
+                lock(&self.ticket).exchange(ticket);
             }
             self.step_down();
             self.lease.watch().await;

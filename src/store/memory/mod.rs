@@ -5,7 +5,7 @@
 mod slots;
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use self::slots::{Judged, Phase, Slot, Slots, Used};
 use super::{Claim, Claimed, Entry, Forgotten, Hold, State, Store, StoreError};
 use crate::key::Key;
+use crate::lock::lock;
 
 /// How many keys it holds by default.
 const MAX_KEYS: usize = 1_000_000;
@@ -84,8 +85,7 @@ impl MemoryStore {
 
     /// The shard's slots, less some that have expired.
     fn slots<'a>(&self, shard: &'a Shard, now: Instant) -> MutexGuard<'a, Slots> {
-        // A panic elsewhere does not spoil what is guarded: no step here can panic halfway.
-        let mut slots = shard.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = lock(&shard.slots);
         slots.sweep(now, &self.used);
         slots
     }

@@ -5,7 +5,7 @@
 //! calls in a row have waited in vain. Connecting is one task for all who wait for it, outlives their patience, and backs
 //! off with jitter.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -14,6 +14,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::time::Instant;
 
+use crate::lock::lock;
 use crate::store::StoreError;
 
 /// How long connecting may take, greeting included.
@@ -285,9 +286,4 @@ impl Drop for Call<'_> {
             }
         }
     }
-}
-
-/// No step under these locks can panic halfway.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
