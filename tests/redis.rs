@@ -14,7 +14,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep, timeout};
 use tower_idempotency::key::{Key, header};
 use tower_idempotency::store::{Claim, Claimed, Hold, Store as _, StoreError};
-use tower_idempotency::{Attempt, IdempotencyLayer, Ledger, RedisStore};
+use tower_idempotency::{Attempt, IdempotencyLayer, Ledger, OnStoreError, RedisStore};
 
 use common::app::{App, answer, event};
 use common::proxy::Proxy;
@@ -132,6 +132,10 @@ async fn what_is_not_a_record_is_an_outage_and_never_a_run() {
     let () = client.rpush(&key, "a list").await.unwrap();
     assert_eq!(app.send(event("e")).await.status, 503);
     assert_eq!(app.runs(), 1);
+    // It is there, so the event was seen: not even a bypass runs it.
+    let layer = IdempotencyLayer::webhook(&Ledger::new(server.store()), header("X-Id"));
+    let bypassing = App::new(&layer.on_store_error(OnStoreError::Bypass), |_, _| async { answer(200, "ran again") });
+    assert_eq!((bypassing.send(event("e")).await.status.as_u16(), bypassing.runs()), (503, 0));
     let () = client.del(&key).await.unwrap();
     let () = client.set(&key, &whole).await.unwrap();
     assert_eq!(app.send(event("e")).await.body, first.body);

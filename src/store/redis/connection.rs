@@ -257,6 +257,8 @@ impl Failure {
 impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         match failure {
+            // `CORRUPT` is the scripts' own word for it.
+            Failure::Refused(error) if matches!(error.code(), Some("WRONGTYPE" | "CORRUPT")) => Self::unreadable(error),
             Failure::Refused(error) | Failure::Unsent(error) => Self::refused(error),
             Failure::Unknown(error) => Self::unknown(error),
         }
