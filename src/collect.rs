@@ -61,6 +61,11 @@ impl<B: Body<Data = Bytes>> Collector<B> {
         }
     }
 
+    /// Whether nothing has been read, because more was announced than may come.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Reads on for at most so many bytes and forgets them.
     pub(crate) async fn discard(&mut self, mut bytes: usize) {
         loop {

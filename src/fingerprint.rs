@@ -1,25 +1,94 @@
 //! The digest of a payload: does a request that brings a known key ask for the same thing?
+//!
+//! ```
+//! use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore, caller, fingerprint};
+//!
+//! let ledger = Ledger::new(MemoryStore::new());
+//! // The same order, however it is spelled, and whenever the client says that it sent it.
+//! let payload = fingerprint::json().except(&["$.sent_at"]);
+//! let orders = IdempotencyLayer::api(&ledger, caller::authorization()).fingerprint(payload);
+//! # let _ = orders;
+//! ```
+//!
+//! A record that was made with a fingerprint and a request without one, or the reverse, do not match: that a layer's
+//! settings have changed in between is never taken for agreement.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use http::request;
+use serde_json::Value;
 
 use crate::digest::Digest;
+use crate::key::Json;
 
 /// A digest of what a request asks for. It is kept beside the key and compared with that of each duplicate.
-#[derive(Clone, Copy, Eq, PartialEq)]
+#[derive(Clone, Copy)]
 pub struct Fingerprint([u8; Self::LEN]);
 
-/// What of a request goes into its [`Fingerprint`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub enum Payload {
-    /// Nothing: whatever brings the key is a duplicate. The webhook default, since senders resend an event with another
-    /// attempt counter, timestamp or signature.
-    Ignored,
-    /// Method, path, query and raw body. The query is sorted by name, since clients build it from maps. The api default.
-    Whole,
+/// What of a request goes into its [`Fingerprint`]. See the [module docs](self).
+#[derive(Clone, Debug)]
+pub struct Payload(Option<Compared>);
+
+#[derive(Clone, Debug)]
+struct Compared {
+    query: bool,
+    body: Content,
 }
+
+/// How bodies are compared.
+#[derive(Clone, Debug)]
+enum Content {
+    /// As JSON, less some members.
+    Json {
+        except: Vec<Json>,
+    },
+    /// Only these members.
+    Members(Vec<Json>),
+    Raw,
+}
+
+/// Nothing: whatever brings the key is a duplicate. The webhook default, since senders resend an event with another
+/// attempt counter, timestamp or signature.
+#[must_use]
+pub const fn ignored() -> Payload {
+    Payload(None)
+}
+
+/// Method, path, query and raw body. The query is sorted by name, since clients build it from maps. The api default.
+#[must_use]
+pub const fn whole() -> Payload {
+    Payload(Some(Compared { query: true, body: Content::Raw }))
+}
+
+/// As [`whole`], but a JSON body is compared by what it says: neither white space nor the order of members counts. The
+/// order of an array does.
+///
+/// Numbers are compared as 64-bit integers where they are such, else as doubles, and of a repeated member the last counts.
+/// A body that is no JSON, or nested deeper than 127 levels, is compared raw. The tree that this takes is some times as
+/// large as the body, and gone before the request runs.
+#[must_use]
+pub const fn json() -> Payload {
+    Payload(Some(Compared { query: true, body: Content::Json { except: Vec::new() } }))
+}
+
+/// Method, path and query, and of a JSON body only these members, compared as by [`json`]. A body that is no JSON is
+/// compared raw.
+///
+/// # Panics
+///
+/// If one of `paths` is not a singular query of RFC 9535, as for [`key::json`](crate::key::json).
+#[must_use]
+pub fn members(paths: &[&str]) -> Payload {
+    Payload(Some(Compared { query: true, body: Content::Members(parsed(paths)) }))
+}
+
+#[allow(clippy::expect_used, reason = "as documented: a programmer's mistake, found at start")]
+fn parsed(paths: &[&str]) -> Vec<Json> {
+    paths.iter().map(|path| Json::parse(path).expect("not a singular JSON path")).collect()
+}
+
+// === impl Fingerprint ===
 
 impl Fingerprint {
     /// How long it is, in bytes.
@@ -38,28 +107,100 @@ impl Fingerprint {
     }
 }
 
+impl PartialEq for Fingerprint {
+    /// In constant time: how long it takes tells a stranger nothing about the payload that came first.
+    fn eq(&self, other: &Self) -> bool {
+        constant_time_eq::constant_time_eq_16(&self.0, &other.0)
+    }
+}
+
+impl Eq for Fingerprint {}
+
 impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Fingerprint(…)")
     }
 }
 
+// === impl Payload ===
+
 impl Payload {
-    pub(crate) fn fingerprint(self, head: &request::Parts, body: &[u8]) -> Option<Fingerprint> {
-        match self {
-            Self::Ignored => None,
-            Self::Whole => {
-                let mut digest = Digest::new("tower-idempotency fingerprint 1");
-                digest.part(b'm', head.method.as_str().as_bytes());
-                digest.part(b'p', head.uri.path().as_bytes());
-                for pair in sorted_query(head.uri.query().unwrap_or_default()) {
-                    digest.part(b'q', pair.as_bytes());
+    /// Leaves out these members of a JSON body, such as a timestamp or a counter of attempts; the rest is compared as by
+    /// [`json`], whatever this was before. Selected [`members`] stay selected.
+    ///
+    /// # Panics
+    ///
+    /// If one of `paths` is not a singular query of RFC 9535, as for [`key::json`](crate::key::json).
+    #[must_use]
+    pub fn except(mut self, paths: &[&str]) -> Self {
+        let paths = parsed(paths);
+        match self.0.get_or_insert(Compared { query: true, body: Content::Raw }) {
+            Compared { body: Content::Json { except }, .. } => except.extend(paths),
+            Compared { body: Content::Members(members), .. } => members.retain(|member| !paths.contains(member)),
+            Compared { body: body @ Content::Raw, .. } => *body = Content::Json { except: paths },
+        }
+        self
+    }
+
+    /// Leaves out the query.
+    #[must_use]
+    pub fn without_query(mut self) -> Self {
+        if let Some(compared) = &mut self.0 {
+            compared.query = false;
+        }
+        self
+    }
+
+    pub(crate) const fn is_ignored(&self) -> bool {
+        self.0.is_none()
+    }
+
+    pub(crate) fn fingerprint(&self, head: &request::Parts, body: &[u8]) -> Option<Fingerprint> {
+        let Compared { query, body: content } = self.0.as_ref()?;
+        let mut digest = Digest::new("tower-idempotency fingerprint 1");
+        digest.part(b'm', head.method.as_str().as_bytes());
+        digest.part(b'p', head.uri.path().as_bytes());
+        let query = head.uri.query().filter(|_| *query).unwrap_or_default();
+        for pair in sorted_query(query) {
+            digest.part(b'q', pair.as_bytes());
+        }
+        content.digest(body, &mut digest);
+        Some(Fingerprint(digest.finish()))
+    }
+}
+
+// === impl Content ===
+
+impl Content {
+    fn digest(&self, body: &[u8], digest: &mut Digest) {
+        let value = match self {
+            Self::Raw => None,
+            Self::Json { .. } | Self::Members(_) => serde_json::from_slice::<Value>(body).ok(),
+        };
+        match (self, value) {
+            (Self::Raw, _) | (_, None) => digest.part(b'b', body),
+            (Self::Json { except }, Some(mut value)) => {
+                except.iter().for_each(|path| path.remove_from(&mut value));
+                digest.part(b'j', &canonical(Cow::Owned(value)));
+            }
+            (Self::Members(members), Some(value)) => {
+                for path in members {
+                    match path.find_in(&value) {
+                        Some(member) => digest.part(b'v', &canonical(Cow::Borrowed(member))),
+                        None => digest.part(b'-', &[]),
+                    }
                 }
-                digest.part(b'b', body);
-                Some(Fingerprint(digest.finish()))
             }
         }
     }
+}
+
+/// The one text of a value: members sorted, no white space.
+fn canonical(value: Cow<'_, Value>) -> Vec<u8> {
+    let mut value = value.into_owned();
+    // Where another crate has `serde_json` keep the order of members, they are in the order of the body.
+    value.sort_all_objects();
+    value.to_string().into_bytes()
 }
 
 /// The pairs sorted by name; pairs of one name keep their order, which may mean something.
@@ -74,9 +215,13 @@ fn sorted_query(query: &str) -> Vec<&str> {
 mod tests {
     use super::*;
 
-    fn fingerprint(uri: &str, body: &[u8]) -> Option<Fingerprint> {
+    fn by(payload: &Payload, uri: &str, body: &[u8]) -> Option<Fingerprint> {
         let (head, ()) = http::Request::post(uri).body(()).unwrap().into_parts();
-        Payload::Whole.fingerprint(&head, body)
+        payload.fingerprint(&head, body)
+    }
+
+    fn fingerprint(uri: &str, body: &[u8]) -> Option<Fingerprint> {
+        by(&whole(), uri, body)
     }
 
     #[test]
@@ -85,6 +230,7 @@ mod tests {
         assert_eq!(fingerprint("/a?", b""), fingerprint("/a", b""));
         assert_ne!(fingerprint("/a?a=1&a=2", b""), fingerprint("/a?a=2&a=1", b""));
         assert_ne!(fingerprint("/a?a=1", b""), fingerprint("/a?a=2", b""));
+        assert_eq!(by(&whole().without_query(), "/a?a=1", b"x"), by(&whole().without_query(), "/a?a=2", b"x"));
     }
 
     #[test]
@@ -95,7 +241,44 @@ mod tests {
 
     #[test]
     fn nothing_is_compared_where_the_payload_is_ignored() {
-        let (head, ()) = http::Request::new(()).into_parts();
-        assert_eq!(Payload::Ignored.fingerprint(&head, b"x"), None);
+        assert_eq!(by(&ignored(), "/", b"x"), None);
+    }
+
+    #[test]
+    fn json_is_compared_by_what_it_says() {
+        let json = json();
+        let is_same = |a: &[u8], b: &[u8]| by(&json, "/", a) == by(&json, "/", b);
+        assert!(is_same(br#"{"a":1,"b":{"c":2,"d":3}}"#, b" {\"b\": {\"d\":3, \"c\":2},\n\"a\":1}"));
+        assert!(is_same(br#"{"a":"\u0041"}"#, br#"{"a":"A"}"#));
+        for (a, b) in [
+            (r#"{"i":[1,2]}"#, r#"{"i":[2,1]}"#),
+            (r#"{"a":1}"#, r#"{"a":"1"}"#),
+            (r#"{"a":9007199254740993}"#, r#"{"a":9007199254740992}"#),
+            (r#"{"a":null}"#, "{}"),
+            (r#"{"a":{"b":1}}"#, r#"{"a":1,"b":1}"#),
+            ("not json", "not  json"),
+            ("", "null"),
+        ] {
+            assert!(!is_same(a.as_bytes(), b.as_bytes()), "{a} is {b}");
+        }
+        let deep = |inner: &str| format!("{}{inner}{}", "[".repeat(200), "]".repeat(200)).into_bytes();
+        assert!(is_same(&deep("1"), &deep("1")) && !is_same(&deep("1"), &deep(" 1")), "too deep: compared raw");
+    }
+
+    #[test]
+    fn members_are_selected_and_left_out() {
+        let selected = members(&["$.amount", "$.items[0]"]);
+        let is_same =
+            |payload: &Payload, a: &str, b: &str| by(payload, "/", a.as_bytes()) == by(payload, "/", b.as_bytes());
+        assert!(is_same(&selected, r#"{"amount":1,"note":"a"}"#, r#"{"note":"b", "amount":1}"#));
+        assert!(!is_same(&selected, r#"{"amount":1}"#, r#"{"amount":2}"#));
+        assert!(!is_same(&selected, r#"{"amount":null}"#, "{}"));
+        assert!(!is_same(&selected, r#"{"amount":1,"items":[{"a":1}]}"#, r#"{"amount":1,"items":[{"a":2}]}"#));
+
+        let without = whole().except(&["$.sent_at", "$.tries[-1]"]);
+        assert!(is_same(&without, r#"{"a":1,"sent_at":1}"#, r#"{"a":1}"#));
+        assert!(is_same(&without, r#"{"tries":[1,2]}"#, r#"{"tries":[1,3]}"#));
+        assert!(!is_same(&without, r#"{"a":1,"sent_at":1}"#, r#"{"a":2,"sent_at":1}"#));
+        assert!(is_same(&selected.except(&["$.amount"]), r#"{"amount":1}"#, r#"{"amount":2}"#));
     }
 }

@@ -119,7 +119,7 @@ impl Seat {
 
     /// Whether it brings another payload than the request that brought the key first.
     pub(crate) fn differs_from(&self, first: Option<Fingerprint>) -> bool {
-        self.fingerprint.is_some() && self.fingerprint != first
+        self.fingerprint != first
     }
 
     /// Waits for the flight to land or for the lead; the first to come has it at once.

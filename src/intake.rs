@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, request};
+use http::{HeaderMap, header, request};
 use http_body::Body;
 use tokio::time::timeout;
 
@@ -61,7 +61,7 @@ pub(crate) async fn take_in<B: Body<Data = Bytes>>(
         let body = RequestBody::watched(body, failed.clone());
         return Intake::Keyed(Keyed { parts: parts.clone(), fingerprint: None, body, failed });
     }
-    let (data, trailers) = match buffer(policy, body).await {
+    let (data, trailers) = match buffer(policy, head, body).await {
         Buffered::Whole(data, trailers) => (data, trailers),
         Buffered::PassThrough(body) => return Intake::PassThrough(body, PassedThrough::BodyOverLimit),
         Buffered::Refuse(refusal) => return Intake::Refuse(refusal),
@@ -95,7 +95,7 @@ fn without_key<B>(policy: &Policy, unusable: &Extracted, body: RequestBody<B>, r
     }
 }
 
-async fn buffer<B: Body<Data = Bytes>>(policy: &Policy, body: B) -> Buffered<B> {
+async fn buffer<B: Body<Data = Bytes>>(policy: &Policy, head: &request::Parts, body: B) -> Buffered<B> {
     let mut collector = Collector::new(body, policy.max_request_body);
     match timeout(policy.body_timeout, collector.fill()).await {
         Ok(Ok(Filled::Whole)) => {
@@ -107,7 +107,11 @@ async fn buffer<B: Body<Data = Bytes>>(policy: &Policy, body: B) -> Buffered<B> 
             Buffered::PassThrough(RequestBody::resumed(data, rest))
         }
         Ok(Ok(Filled::OverCap)) => {
-            // A client that sends all before it reads would see a reset instead of the refusal.
+            // A client that sends all before it reads would see a reset instead of the refusal. One that asked first (RFC 9110
+            // §10.1.1) is answered by that alone: to read on would be to tell it to send.
+            if collector.is_untouched() && head.headers.contains_key(header::EXPECT) {
+                return Buffered::Refuse(Rejection::BodyTooLarge);
+            }
             let _ = timeout(LINGER, collector.discard(policy.max_request_body.saturating_mul(LINGER_BODIES))).await;
             Buffered::Refuse(Rejection::BodyTooLarge)
         }

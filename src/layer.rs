@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, request};
-use tower::Layer;
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode, request};
+use tower::{BoxError, Layer};
 
 use crate::caller::Caller;
 use crate::fingerprint::Payload;
+use crate::kept::Kept;
 use crate::key::{HeaderSyntax, Key, KeySource};
 use crate::ledger::Ledger;
 use crate::policy::{OnBadKey, OnOtherPayload, OnStoreError, OverLimit, Policy, Replay};
+use crate::rejection::{PolicyPage, Rejection};
 use crate::service::Idempotency;
 use crate::store::{MAX_DURATION, MIN_DURATION};
 
@@ -42,6 +44,13 @@ impl IdempotencyLayer {
         Self { ledger: ledger.clone(), policy: Arc::new(Policy::api(caller)) }
     }
 
+    /// Whether the layer does anything at all; while it does not, every request passes through and the store is not asked.
+    /// For a switch in the configuration. Default: it does.
+    #[must_use]
+    pub fn enabled(self, enabled: bool) -> Self {
+        self.set(|policy| policy.enabled = enabled)
+    }
+
     fn set(mut self, set: impl FnOnce(&mut Policy)) -> Self {
         set(Arc::make_mut(&mut self.policy));
         self
@@ -68,7 +77,21 @@ impl IdempotencyLayer {
         F: Fn(&request::Parts) -> Option<K> + Send + Sync + 'static,
         K: Into<Bytes>,
     {
-        self.set(|policy| policy.scope = Some(Arc::new(move |head| scope(head).map(Into::into))))
+        self.set(|policy| policy.scope = Some(Arc::new(move |head| Ok(scope(head).map(Into::into)))))
+    }
+
+    /// As [`scope`](Self::scope), by a function that may fail, as where a tenant has to be looked up: the request is then
+    /// refused with 500 and runs nowhere. The error is named in the request's event, so it must name no secret. Default:
+    /// nothing.
+    #[must_use]
+    pub fn try_scope<F, K, E>(self, scope: F) -> Self
+    where
+        F: Fn(&request::Parts) -> Result<Option<K>, E> + Send + Sync + 'static,
+        K: Into<Bytes>,
+        E: Into<BoxError>,
+    {
+        let scope = move |head: &request::Parts| scope(head).map(|scope| scope.map(Into::into)).map_err(Into::into);
+        self.set(|policy| policy.scope = Some(Arc::new(scope)))
     }
 
     /// Which methods are protected. Default: webhook, all, GET too; api, POST and PATCH, so that PUT and DELETE pass
@@ -99,8 +122,12 @@ impl IdempotencyLayer {
         self.set(|policy| policy.malformed_key = then)
     }
 
-    /// What of a request is compared with the one that brought its key first. Default: webhook, [`Payload::Ignored`]; api,
-    /// [`Payload::Whole`].
+    /// What of a request is compared with the one that brought its key first. Default: webhook, [`ignored`]; api, [`whole`].
+    ///
+    /// What was kept under another setting does not match.
+    ///
+    /// [`ignored`]: crate::fingerprint::ignored
+    /// [`whole`]: crate::fingerprint::whole
     #[must_use]
     pub fn fingerprint(self, payload: Payload) -> Self {
         self.set(|policy| policy.fingerprint = payload)
@@ -116,10 +143,56 @@ impl IdempotencyLayer {
     /// Which outcomes are kept and replayed; after any other the next delivery runs. Default: webhook, 2xx; api, all but
     /// 5xx, 401, 403, 404, 405, 408, 409, 425 and 429.
     ///
-    /// To keep a failure is to lose the event: every retry is answered with it.
+    /// To keep a failure is to lose the event: every retry is answered with it. Where `keeps` panics, 2xx are kept.
     #[must_use]
     pub fn keep(self, keeps: impl Fn(StatusCode) -> bool + Send + Sync + 'static) -> Self {
         self.set(|policy| policy.keeps = Arc::new(keeps))
+    }
+
+    /// Which response headers are kept, and no others but `Content-Encoding`, without which a body could not be read.
+    /// Default: all but those that are [never kept](Self::drop_headers).
+    ///
+    /// # Panics
+    ///
+    /// If one of `names` is not a header name.
+    #[must_use]
+    pub fn keep_headers(self, names: &[&str]) -> Self {
+        self.set(|policy| policy.keeping.only = Some(header_names(names)))
+    }
+
+    /// Which response headers are not kept, beside those that never are: the headers of one connection, `Authorization`,
+    /// `Content-Length`, which is computed anew, `Date`, `Set-Cookie` and `WWW-Authenticate`. Default: none.
+    ///
+    /// # Panics
+    ///
+    /// If one of `names` is not a header name.
+    #[must_use]
+    pub fn drop_headers(self, names: &[&str]) -> Self {
+        self.set(|policy| policy.keeping.never.extend(header_names(names)))
+    }
+
+    /// Changes what is stored, as where the store must not see a part of a response. The first caller is answered what the
+    /// handler said. The status stays. Default: nothing is changed.
+    ///
+    /// Where `redact` panics, or leaves a body larger than [`max_kept_body`](Self::max_kept_body), a tombstone is stored
+    /// without headers: what was to be taken out is not kept by mistake, and the request does not run again.
+    #[must_use]
+    pub fn redact(self, redact: impl Fn(&mut Kept) + Send + Sync + 'static) -> Self {
+        self.set(|policy| policy.keeping.redact = Some(Arc::new(redact)))
+    }
+
+    /// Changes what a duplicate is told: a header more, another body. The status stays. Where `hook` panics, the duplicate is
+    /// told what was kept. It is not called for refusals. Default: nothing is changed.
+    #[must_use]
+    pub fn on_replay(self, hook: impl Fn(&mut Kept) + Send + Sync + 'static) -> Self {
+        self.set(|policy| policy.keeping.on_replay = Some(Arc::new(hook)))
+    }
+
+    /// Says when an outcome will be forgotten, as `Idempotency-Expires: <HTTP date>`, on the response that is kept and on its
+    /// replays. The time is that of this process's clock. Default: not said.
+    #[must_use]
+    pub fn expires_header(self) -> Self {
+        self.set(|policy| policy.expires_header = true)
     }
 
     /// What a duplicate of a finished attempt is answered. Default: webhook, [`Replay::Acknowledge`]; api,
@@ -239,7 +312,8 @@ impl IdempotencyLayer {
         self.set(|policy| policy.on_store_error = then)
     }
 
-    /// A page that explains the rules to whoever is refused, as `Link: <url>; rel="describedby"`. Default: none.
+    /// A page that explains the rules to whoever is refused, as `Link: <url>; rel="describedby"`, and with the refusal's
+    /// [code](crate::Rejection::code) as fragment, as the `type` of the problem document. Default: none.
     ///
     /// # Panics
     ///
@@ -248,7 +322,17 @@ impl IdempotencyLayer {
     #[allow(clippy::expect_used, reason = "as documented: a programmer's mistake, found at start")]
     pub fn policy_url(self, url: &str) -> Self {
         let link = HeaderValue::try_from(format!("<{url}>; rel=\"describedby\"")).expect("not a header value");
-        self.set(|policy| policy.policy_link = Some(link))
+        self.set(|policy| policy.policy_page = Some(PolicyPage { url: url.to_owned(), link }))
+    }
+
+    /// Changes or replaces a refusal. Default: a problem document (RFC 9457).
+    ///
+    /// A 2xx is let through only for refusals that lose no event, as where a webhook without a key is to be acknowledged
+    /// and dropped. In place of any other status that is neither 4xx nor 5xx, and where `hook` panics, the refusal is told
+    /// as it was.
+    #[must_use]
+    pub fn on_refusal(self, hook: impl Fn(Rejection, &mut Response<Bytes>) + Send + Sync + 'static) -> Self {
+        self.set(|policy| policy.on_refusal = Some(Arc::new(hook)))
     }
 }
 
@@ -258,7 +342,7 @@ impl IdempotencyLayer {
     #[must_use]
     pub fn key_of(&self, head: &request::Parts, body: &Bytes) -> Option<Key> {
         let parts = self.policy.key.extract(head, body, self.policy.header_syntax).ok().flatten();
-        parts.filter(|_| self.policy.applies(head)).map(|parts| self.policy.stored_key(head, &parts))
+        parts.filter(|_| self.policy.applies(head)).and_then(|parts| self.policy.stored_key(head, &parts).ok())
     }
 }
 
@@ -268,6 +352,11 @@ impl<S> Layer<S> for IdempotencyLayer {
     fn layer(&self, inner: S) -> Idempotency<S> {
         Idempotency::new(inner, self.ledger.clone(), Arc::clone(&self.policy))
     }
+}
+
+#[allow(clippy::expect_used, reason = "a programmer's mistake, found at start")]
+fn header_names(names: &[&str]) -> Vec<HeaderName> {
+    names.iter().map(|name| HeaderName::from_bytes(name.as_bytes()).expect("not a header name")).collect()
 }
 
 fn in_range(duration: Duration) -> Duration {

@@ -100,6 +100,7 @@ mod digest;
 pub mod fingerprint;
 mod flight;
 mod intake;
+mod kept;
 pub mod key;
 mod layer;
 mod ledger;
@@ -113,6 +114,7 @@ mod telemetry;
 
 pub use self::attempt::Attempt;
 pub use self::body::{RequestBody, ResponseBody};
+pub use self::kept::Kept;
 pub use self::layer::IdempotencyLayer;
 pub use self::ledger::{Ledger, StillRunning};
 pub use self::policy::{OnBadKey, OnOtherPayload, OnStoreError, OverLimit, Replay};

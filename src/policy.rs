@@ -1,6 +1,7 @@
 //! What a layer has been told to do: its contract, every default of that contract, and what follows from both.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,13 +9,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode, Version, request, response};
+use tokio::time::Instant;
+use tower::BoxError;
 
 use crate::body::ResponseBody;
 use crate::caller::Caller;
 use crate::digest::Digest;
-use crate::fingerprint::{Fingerprint, Payload};
+use crate::fingerprint::{self, Fingerprint, Payload};
+use crate::kept::Keeping;
 use crate::key::{self, HeaderSyntax, Key, KeySource, Part};
-use crate::rejection::Rejection;
+use crate::record::Record;
+use crate::rejection::{PolicyPage, Rejection};
 use crate::store::Claim;
 use crate::telemetry::{self, PassedThrough};
 
@@ -100,6 +105,7 @@ pub enum Replay {
 #[derive(Clone)]
 pub(crate) struct Policy {
     pub(crate) contract: Contract,
+    pub(crate) enabled: bool,
     pub(crate) key: KeySource,
     pub(crate) header_syntax: HeaderSyntax,
     pub(crate) caller: Option<Caller>,
@@ -110,6 +116,8 @@ pub(crate) struct Policy {
     pub(crate) fingerprint: Payload,
     pub(crate) other_payload: OnOtherPayload,
     pub(crate) keeps: Arc<KeepsFn>,
+    pub(crate) keeping: Keeping,
+    pub(crate) expires_header: bool,
     pub(crate) replay: Replay,
     pub(crate) running_status: StatusCode,
     pub(crate) patience: Duration,
@@ -126,14 +134,16 @@ pub(crate) struct Policy {
     pub(crate) complete_wait: Duration,
     pub(crate) complete_ceiling: Duration,
     pub(crate) on_store_error: OnStoreError,
-    pub(crate) policy_link: Option<HeaderValue>,
+    pub(crate) policy_page: Option<PolicyPage>,
+    pub(crate) on_refusal: Option<Arc<RefusalFn>>,
     /// Whether it has been said that requests come without a key, and with a malformed one.
     pub(crate) warned: Arc<[AtomicBool; 2]>,
 }
 
-pub(crate) type ScopeFn = dyn Fn(&request::Parts) -> Option<Bytes> + Send + Sync;
+pub(crate) type ScopeFn = dyn Fn(&request::Parts) -> Result<Option<Bytes>, BoxError> + Send + Sync;
 pub(crate) type AppliesFn = dyn Fn(&Method) -> bool + Send + Sync;
 pub(crate) type KeepsFn = dyn Fn(StatusCode) -> bool + Send + Sync;
+pub(crate) type RefusalFn = dyn Fn(Rejection, &mut Response<Bytes>) + Send + Sync;
 
 // === impl Policy ===
 
@@ -141,6 +151,7 @@ impl Policy {
     pub(crate) fn webhook(key: KeySource) -> Self {
         Self {
             contract: Contract::Webhook,
+            enabled: true,
             key,
             header_syntax: HeaderSyntax::Opaque { max_len: WEBHOOK_MAX_KEY },
             caller: None,
@@ -148,9 +159,11 @@ impl Policy {
             applies: Arc::new(|_| true),
             missing_key: OnBadKey::PassThrough,
             malformed_key: OnBadKey::PassThrough,
-            fingerprint: Payload::Ignored,
+            fingerprint: fingerprint::ignored(),
             other_payload: OnOtherPayload::Replay,
             keeps: Arc::new(|status| status.is_success()),
+            keeping: Keeping::default(),
+            expires_header: false,
             replay: Replay::Acknowledge,
             running_status: StatusCode::SERVICE_UNAVAILABLE,
             patience: WEBHOOK_PATIENCE,
@@ -167,7 +180,8 @@ impl Policy {
             complete_wait: COMPLETE_WAIT,
             complete_ceiling: COMPLETE_CEILING,
             on_store_error: OnStoreError::Refuse,
-            policy_link: None,
+            policy_page: None,
+            on_refusal: None,
             warned: Arc::default(),
         }
     }
@@ -180,7 +194,7 @@ impl Policy {
             caller: Some(caller),
             applies: Arc::new(|method| matches!(*method, Method::POST | Method::PATCH)),
             malformed_key: OnBadKey::Refuse,
-            fingerprint: Payload::Whole,
+            fingerprint: fingerprint::whole(),
             other_payload: OnOtherPayload::Refuse,
             keeps: Arc::new(is_deterministic),
             replay: Replay::Outcome,
@@ -196,16 +210,16 @@ impl Policy {
     /// A gRPC call says in its trailers what came of it, and its head does not tell whether it streams: it passes through.
     pub(crate) fn applies(&self, head: &request::Parts) -> bool {
         let never = matches!(head.method, Method::HEAD | Method::OPTIONS | Method::CONNECT);
-        !never && !is_upgrade(head) && !is_grpc(&head.headers) && (self.applies)(&head.method)
+        self.enabled && !never && !is_upgrade(head) && !is_grpc(&head.headers) && (self.applies)(&head.method)
     }
 
     /// Whether the request body is there before the claim.
     pub(crate) fn buffers(&self) -> bool {
-        !self.stream_request_body || self.key.reads_body() || self.fingerprint != Payload::Ignored
+        !self.stream_request_body || self.key.reads_body() || !self.fingerprint.is_ignored()
     }
 
-    /// The stored key: a digest over scope and parts.
-    pub(crate) fn stored_key(&self, head: &request::Parts, parts: &[Part]) -> Key {
+    /// The stored key: a digest over scope and parts. It fails where the scope does.
+    pub(crate) fn stored_key(&self, head: &request::Parts, parts: &[Part]) -> Result<Key, BoxError> {
         let mut digest = Digest::new("tower-idempotency key 1");
         digest.part(b'C', self.contract.name().as_bytes());
         digest.part(b'm', head.method.as_str().as_bytes());
@@ -213,23 +227,38 @@ impl Policy {
         if let Some(caller) = &self.caller {
             caller.digest(head, &mut digest);
         }
-        match self.scope.as_ref().map(|scope| scope(head)) {
+        match self.scope.as_ref().map(|scope| scope(head)).transpose()? {
             None => digest.part(b'0', &[]),
             Some(None) => digest.part(b'-', &[]),
             Some(Some(scope)) => digest.part(b's', &scope),
         }
         parts.iter().for_each(|part| part.digest(&mut digest));
-        Key::new(digest.finish())
+        Ok(Key::new(digest.finish()))
     }
 
     pub(crate) fn claim(&self, fingerprint: Option<Fingerprint>) -> Claim {
-        let refuse_other = self.refuses_other(fingerprint);
-        Claim { fingerprint, refuse_other, ..Claim::new(self.lease, self.retention) }
+        Claim { fingerprint, refuse_other: self.refuses_other(), ..Claim::new(self.lease, self.retention) }
     }
 
-    /// Whether a known key with another fingerprint than this refuses a request.
-    pub(crate) fn refuses_other(&self, fingerprint: Option<Fingerprint>) -> bool {
-        fingerprint.is_some() && self.other_payload == OnOtherPayload::Refuse
+    /// Whether a known key with another fingerprint, or with none where there is one here, refuses a request.
+    pub(crate) fn refuses_other(&self) -> bool {
+        self.other_payload == OnOtherPayload::Refuse
+    }
+
+    /// Whether an outcome is kept. A predicate that panics says nothing, and what has run must not run again for that.
+    pub(crate) fn keeps(&self, status: StatusCode) -> bool {
+        catch_unwind(AssertUnwindSafe(|| (self.keeps)(status))).unwrap_or_else(|_| {
+            telemetry::hook_panicked("keep");
+            status.is_success()
+        })
+    }
+
+    pub(crate) fn record(&self, head: &response::Parts, body: Bytes, trailers: Option<HeaderMap>) -> Record {
+        self.keeping.record(head, body, trailers, self.max_kept_body)
+    }
+
+    pub(crate) fn replay<R>(&self, record: &Record) -> Result<Response<ResponseBody<R>>, Rejection> {
+        self.keeping.replay(record, self.replay)
     }
 
     /// How long an outcome that is not kept is remembered as an attempt. Answers that a forger can bring about are not
@@ -239,7 +268,19 @@ impl Policy {
     }
 
     pub(crate) fn refuse<R>(&self, refusal: Rejection) -> Response<ResponseBody<R>> {
-        refusal.response(self.running_status, self.policy_link.as_ref())
+        self.refuse_until(refusal, None)
+    }
+
+    /// A refusal that says when the reason for it will be gone, where that is known.
+    pub(crate) fn refuse_until<R>(&self, refusal: Rejection, until: Option<Instant>) -> Response<ResponseBody<R>> {
+        let problem = refusal.problem(self.running_status, self.policy_page.as_ref(), until);
+        let told = match &self.on_refusal {
+            None => problem,
+            Some(hook) => replaced(refusal, problem, hook),
+        };
+        let mut response = told.map(|body| ResponseBody::buffered(body, None));
+        response.extensions_mut().insert(refusal);
+        response
     }
 
     /// Says once of each reason that a request goes unprotected.
@@ -253,6 +294,17 @@ impl Policy {
             telemetry::first_unprotected(self.contract, why);
         }
     }
+}
+
+/// A refusal as the user's function would have it. It may say anything but that what has not run is done.
+fn replaced(refusal: Rejection, problem: Response<Bytes>, hook: &Arc<RefusalFn>) -> Response<Bytes> {
+    let mut told = problem.clone();
+    let ran = catch_unwind(AssertUnwindSafe(|| hook(refusal, &mut told)));
+    if ran.is_err() {
+        telemetry::hook_panicked("on_refusal");
+    }
+    let is_refusal = told.status().is_client_error() || told.status().is_server_error();
+    if ran.is_ok() && (is_refusal || !refusal.is_of_an_event()) { told } else { problem }
 }
 
 /// Whether a client that sends the same again would be answered the same.
@@ -333,30 +385,32 @@ mod tests {
     fn stored_keys_do_not_change() {
         let parts = [text("m"), Part::Number(Bytes::from_static(b"1")), Part::Bool(true), Part::Absent];
         let webhook = Policy::webhook(key::json("$.id"));
-        let key = webhook.stored_key(&head(Request::post("/hooks?x=1")), &parts);
+        let key = webhook.stored_key(&head(Request::post("/hooks?x=1")), &parts).unwrap();
         assert_eq!(key.to_string(), "5OkhYnAxFcjRVNUN4nJTLZCN4so-bLgI");
         let api = Policy::api(caller::authorization());
-        let key = api.stored_key(&head(Request::post("/orders").header("authorization", "Bearer a")), &parts[..1]);
+        let authorized = Request::post("/orders").header("authorization", "Bearer a");
+        let key = api.stored_key(&head(authorized), &parts[..1]).unwrap();
         assert_eq!(key.to_string(), "9D7fsoSHT_36rONshjaUROxRd7Yk_fBQ");
     }
 
     #[test]
     fn scopes_and_parts_do_not_run_into_each_other() {
         let policy = Policy::webhook(key::json("$.id"));
-        let key = |path: &str, parts: &[Part]| policy.stored_key(&head(Request::post(path)), parts);
+        let key = |path: &str, parts: &[Part]| policy.stored_key(&head(Request::post(path)), parts).unwrap();
         assert_ne!(key("/", &[text("a"), text("bc")]), key("/", &[text("ab"), text("c")]));
         assert_ne!(key("/", &[text("1")]), key("/", &[Part::Number(Bytes::from_static(b"1"))]));
         assert_ne!(key("/a", &[text("b")]), key("/", &[text("ab")]));
         assert_ne!(key("/", &[text("a")]), key("/", &[text("a"), Part::Absent]));
         assert_eq!(key("/?a", &[text("a")]), key("/?b", &[text("a")]));
-        let put = policy.stored_key(&head(Request::put("/")), &[text("a")]);
+        let put = policy.stored_key(&head(Request::put("/")), &[text("a")]).unwrap();
         assert_ne!(put, key("/", &[text("a")]));
     }
 
     #[test]
     fn callers_do_not_share_keys() {
-        let key =
-            |caller: Caller, request: request::Builder| Policy::api(caller).stored_key(&head(request), &[text("k")]);
+        let key = |caller: Caller, request: request::Builder| {
+            Policy::api(caller).stored_key(&head(request), &[text("k")]).unwrap()
+        };
         let by_token = |token: &str| key(caller::authorization(), Request::post("/").header("authorization", token));
         assert_ne!(by_token("a"), by_token("b"));
         assert_eq!(by_token("a"), by_token("a"));

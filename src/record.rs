@@ -16,53 +16,13 @@
 use std::fmt;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Response, StatusCode, response};
-
-use crate::body::ResponseBody;
-use crate::policy::Replay;
-use crate::rejection::Rejection;
+use http::StatusCode;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 const VERSION: u8 = 1;
 
 const TOMBSTONE: u8 = 1;
 const TRAILERS: u8 = 2;
-
-/// Marks a response that is a replay.
-pub(crate) const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
-
-/// `false` on a response that a retry will not get again: it is not in the store, or not with its body.
-pub(crate) const IDEMPOTENCY_STORED: HeaderName = HeaderName::from_static("idempotency-stored");
-
-/// What belongs to one connection (RFC 9110 §7.6.1), to one caller, or to one moment, and is never replayed.
-const NEVER_KEPT: [HeaderName; 16] = [
-    header::AUTHORIZATION,
-    header::CONNECTION,
-    header::CONTENT_LENGTH,
-    header::DATE,
-    HeaderName::from_static("keep-alive"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    HeaderName::from_static("proxy-connection"),
-    header::SET_COOKIE,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::WWW_AUTHENTICATE,
-    IDEMPOTENCY_STORED,
-    IDEMPOTENT_REPLAYED,
-];
-
-/// What says something about a body, beside `Content-*`, and has no place where there is none.
-const ABOUT_THE_BODY: [HeaderName; 6] = [
-    header::ACCEPT_RANGES,
-    HeaderName::from_static("digest"),
-    header::ETAG,
-    header::LAST_MODIFIED,
-    HeaderName::from_static("repr-digest"),
-    HeaderName::from_static("want-digest"),
-];
 
 /// What an attempt answered, as it is replayed.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -89,20 +49,6 @@ pub(crate) struct UnreadableRecord(&'static str);
 // === impl Record ===
 
 impl Record {
-    pub(crate) fn kept(head: &response::Parts, body: Bytes, trailers: Option<HeaderMap>) -> Self {
-        let headers = kept_headers(&head.headers);
-        Self { status: head.status, headers, content: Content::Kept { body, trailers } }
-    }
-
-    pub(crate) fn tombstone(head: &response::Parts) -> Self {
-        let mut headers = kept_headers(&head.headers);
-        let content = headers.keys().filter(|name| name.as_str().starts_with("content-"));
-        for name in content.cloned().collect::<Vec<_>>().iter().chain(&ABOUT_THE_BODY) {
-            headers.remove(name);
-        }
-        Self { status: head.status, headers, content: Content::Tombstone }
-    }
-
     pub(crate) fn encode(&self) -> Bytes {
         let empty = Bytes::new();
         let (body, trailers, tombstone) = match &self.content {
@@ -150,56 +96,6 @@ impl Record {
         };
         Ok(Self { status, headers, content })
     }
-}
-
-impl Record {
-    /// The outcome told again.
-    pub(crate) fn replay<R>(&self, replay: Replay) -> Result<Response<ResponseBody<R>>, Rejection> {
-        let (body, trailers) = match (&self.content, replay) {
-            (Content::Kept { body, trailers }, _) => (body.clone(), trailers.clone()),
-            (Content::Tombstone, Replay::Acknowledge) => (Bytes::new(), None),
-            (Content::Tombstone, Replay::Outcome) => return Err(Rejection::OutcomeNotRetained),
-        };
-        let mut headers = self.headers.clone();
-        let status = match replay {
-            Replay::Acknowledge if self.status.is_success() => StatusCode::OK,
-            Replay::Acknowledge | Replay::Outcome => self.status,
-        };
-        if status != self.status {
-            headers.remove(header::CONTENT_RANGE);
-        }
-        // RFC 9110 §8.6: none in a 1xx or 204, and in a 304 only what a 200 would have had.
-        let has_length = !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        match &trailers {
-            None if has_length => {
-                headers.insert(header::CONTENT_LENGTH, body.len().into());
-            }
-            None => {}
-            // HTTP/1.1 carries only those that were announced.
-            Some(trailers) => {
-                for name in trailers.keys() {
-                    headers.append(header::TRAILER, HeaderValue::from(name.clone()));
-                }
-            }
-        }
-        headers.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
-        let mut response = Response::new(ResponseBody::buffered(body, trailers));
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
-        Ok(response)
-    }
-}
-
-fn kept_headers(headers: &HeaderMap) -> HeaderMap {
-    let mut kept = headers.clone();
-    let listed = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    for name in listed.flat_map(|value| value.split(',')) {
-        kept.remove(name.trim());
-    }
-    for name in &NEVER_KEPT {
-        kept.remove(name);
-    }
-    kept
 }
 
 fn put_headers(out: &mut BytesMut, headers: &HeaderMap) {
@@ -250,12 +146,17 @@ impl std::error::Error for UnreadableRecord {}
 mod tests {
     use super::*;
 
-    fn head(status: u16, headers: &[(&'static str, &[u8])]) -> response::Parts {
-        let mut response = http::Response::builder().status(status);
+    fn headers(headers: &[(&'static str, &[u8])]) -> HeaderMap {
+        let mut map = HeaderMap::new();
         for (name, value) in headers {
-            response = response.header(*name, *value);
+            map.append(*name, HeaderValue::from_bytes(value).unwrap());
         }
-        response.body(()).unwrap().into_parts().0
+        map
+    }
+
+    fn kept(status: StatusCode, headers: HeaderMap) -> Record {
+        let content = Content::Kept { body: Bytes::from_static(b"body"), trailers: Some(trailers()) };
+        Record { status, headers, content }
     }
 
     fn trailers() -> HeaderMap {
@@ -264,8 +165,8 @@ mod tests {
 
     #[test]
     fn the_layout_does_not_change() {
-        let head = head(201, &[("x-a", b"1"), ("x-a", b"\xff")]);
-        let kept = Record::kept(&head, Bytes::from_static(b"body"), Some(trailers()));
+        let headers = headers(&[("x-a", b"1"), ("x-a", b"\xff")]);
+        let kept = kept(StatusCode::CREATED, headers.clone());
         let golden: &[u8] = b"\x01\x02\x00\xc9\
             \x00\x02\x00\x03x-a\x00\x00\x00\x011\x00\x03x-a\x00\x00\x00\x01\xff\
             \x00\x01\x00\x0bgrpc-status\x00\x00\x00\x010\
@@ -273,7 +174,7 @@ mod tests {
         assert_eq!(kept.encode(), golden);
         assert_eq!(Record::decode(&Bytes::from_static(golden)), Ok(kept));
 
-        let tombstone = Record::tombstone(&head);
+        let tombstone = Record { status: StatusCode::CREATED, headers, content: Content::Tombstone };
         let golden: &[u8] = b"\x01\x01\x00\xc9\
             \x00\x02\x00\x03x-a\x00\x00\x00\x011\x00\x03x-a\x00\x00\x00\x01\xff\
             \x00\x00\x00\x00";
@@ -283,8 +184,7 @@ mod tests {
 
     #[test]
     fn nothing_but_a_whole_record_is_read() {
-        let head = head(200, &[("x-a", b"1")]);
-        let whole = Record::kept(&head, Bytes::from_static(b"body"), Some(trailers())).encode();
+        let whole = kept(StatusCode::OK, headers(&[("x-a", b"1")])).encode();
         for length in 0..whole.len() {
             assert!(Record::decode(&whole.slice(..length)).is_err(), "{length} bytes were read");
         }
@@ -305,52 +205,5 @@ mod tests {
         let longer = Bytes::from([&whole[..], b"x"].concat());
         assert!(Record::decode(&longer).is_err());
         assert!(Record::decode(&Bytes::from_static(b"rubbish under the key")).is_err());
-    }
-
-    #[test]
-    fn repeated_headers_keep_their_order_and_one_connections_headers_are_dropped() {
-        let head = head(
-            200,
-            &[
-                ("x-a", b"1"),
-                ("set-cookie", b"a=1"),
-                ("connection", b"close, X-Hop"),
-                ("x-hop", b"1"),
-                ("x-a", b"2"),
-                ("content-length", b"4"),
-                ("date", b"today"),
-            ],
-        );
-        let record = Record::kept(&head, Bytes::new(), None);
-        assert_eq!(record.headers.get_all("x-a").iter().collect::<Vec<_>>(), ["1", "2"]);
-        assert_eq!(record.headers.len(), 2);
-    }
-
-    #[test]
-    fn an_acknowledgement_is_always_200() {
-        let head = head(206, &[("content-range", b"bytes 0-3/9"), ("x-a", b"1")]);
-        let record = Record::kept(&head, Bytes::from_static(b"body"), None);
-        let replay = record.replay::<http_body_util::Empty<Bytes>>(Replay::Acknowledge).unwrap();
-        assert_eq!(replay.status(), StatusCode::OK);
-        assert_eq!(replay.headers().get("content-range"), None);
-        assert_eq!(replay.headers()["content-length"], "4");
-        let replay = record.replay::<http_body_util::Empty<Bytes>>(Replay::Outcome).unwrap();
-        assert_eq!(replay.status(), StatusCode::PARTIAL_CONTENT);
-        assert!(replay.headers().contains_key("content-range"));
-    }
-
-    #[test]
-    fn a_replay_without_content_has_no_length() {
-        let record = Record::kept(&head(204, &[]), Bytes::new(), None);
-        let replay = record.replay::<http_body_util::Empty<Bytes>>(Replay::Outcome).unwrap();
-        assert_eq!((replay.status(), replay.headers().get("content-length")), (StatusCode::NO_CONTENT, None));
-    }
-
-    #[test]
-    fn a_tombstone_says_nothing_about_a_body() {
-        let head =
-            head(200, &[("content-type", b"text/csv"), ("content-digest", b"x"), ("etag", b"\"1\""), ("x-a", b"1")]);
-        let record = Record::tombstone(&head);
-        assert_eq!(record.headers.keys().collect::<Vec<_>>(), ["x-a"]);
     }
 }

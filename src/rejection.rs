@@ -8,11 +8,18 @@
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue, LINK, RETRY_AFTER};
 use http::{Response, StatusCode};
+use serde_json::{Map, Value};
+use tokio::time::Instant;
 
-use crate::body::ResponseBody;
+/// When a refused request should come again, in seconds, where nobody knows. An attempt that runs is mostly done by then.
+const RETRY_AFTER_SECS: u64 = 1;
 
-/// When a refused request should come again, in seconds. An attempt that runs is mostly done by then.
-const RETRY_AFTER_SECS: &str = "1";
+/// A page that explains the rules to whoever is refused.
+#[derive(Clone, Debug)]
+pub(crate) struct PolicyPage {
+    pub(crate) url: String,
+    pub(crate) link: HeaderValue,
+}
 
 /// Why the layer refused a request.
 ///
@@ -47,6 +54,8 @@ pub enum Rejection {
     Overloaded,
     /// Another attempt has the key and did not finish while this duplicate waited.
     Running,
+    /// The function of [`try_scope`](crate::IdempotencyLayer::try_scope) failed.
+    ScopeUnknown,
     /// The process is about to end.
     ShuttingDown,
     /// The store did not answer, or what it keeps cannot be read.
@@ -70,6 +79,7 @@ impl Rejection {
             Self::OutcomeUnknown => "outcome_unknown",
             Self::Overloaded => "overloaded",
             Self::Running => "running",
+            Self::ScopeUnknown => "scope_unknown",
             Self::ShuttingDown => "shutting_down",
             Self::StoreUnavailable => "store_unavailable",
         }
@@ -89,6 +99,7 @@ impl Rejection {
             Self::OutcomeUnknown => "the outcome of the request is not known yet",
             Self::Overloaded => "too many requests are running",
             Self::Running => "a request with this idempotency key is running",
+            Self::ScopeUnknown => "the scope of the idempotency key is unknown",
             Self::ShuttingDown => "the service is shutting down",
             Self::StoreUnavailable => "idempotency cannot be guaranteed at the moment",
         }
@@ -102,6 +113,7 @@ impl Rejection {
             Self::BodyUnreadable | Self::KeyMalformed | Self::KeyMissing => StatusCode::BAD_REQUEST,
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::OutcomeNotRetained => StatusCode::CONFLICT,
+            Self::ScopeUnknown => StatusCode::INTERNAL_SERVER_ERROR,
             Self::AttemptFailed
             | Self::InnerNotReady
             | Self::OutcomeUnknown
@@ -117,51 +129,83 @@ impl Rejection {
         matches!(self.status(), StatusCode::SERVICE_UNAVAILABLE)
     }
 
-    /// The refusal as a response. `running` is the status of [`Rejection::Running`], `policy` a URL that explains the
-    /// rules.
-    pub(crate) fn response<R>(self, running: StatusCode, policy: Option<&HeaderValue>) -> Response<ResponseBody<R>> {
+    /// Whether a sender that takes the refusal for an acknowledgement would lose an event: there is one, and this delivery
+    /// of it has not run.
+    pub(crate) const fn is_of_an_event(self) -> bool {
+        !matches!(self, Self::KeyMalformed | Self::KeyMissing | Self::KeyReused | Self::OutcomeNotRetained)
+    }
+
+    /// The refusal as a problem document. `running` is the status of [`Rejection::Running`]; `until` is when the reason will
+    /// be gone, where that is known.
+    pub(crate) fn problem(
+        self,
+        running: StatusCode,
+        page: Option<&PolicyPage>,
+        until: Option<Instant>,
+    ) -> Response<Bytes> {
         let status = if self == Self::Running { running } else { self.status() };
-        let (code, title) = (self.code(), self.title());
-        // Both are ours and need no escaping.
-        let problem = format!(r#"{{"title":"{title}","status":{},"code":"{code}"}}"#, status.as_u16());
-        let mut response = Response::new(ResponseBody::buffered(Bytes::from(problem), None));
+        let mut problem = Map::new();
+        if let Some(page) = page {
+            problem.insert("type".to_owned(), format!("{}#{}", page.url, self.code()).into());
+        }
+        problem.insert("title".to_owned(), self.title().into());
+        problem.insert("status".to_owned(), status.as_u16().into());
+        problem.insert("code".to_owned(), self.code().into());
+        let mut response = Response::new(Bytes::from(Value::from(problem).to_string()));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if self.is_retryable() {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS));
+        if self == Self::Running || self.is_retryable() {
+            headers.insert(RETRY_AFTER, until.map_or(RETRY_AFTER_SECS, seconds_until).into());
         }
-        if let Some(policy) = policy {
-            headers.insert(LINK, policy.clone());
+        if let Some(page) = page {
+            headers.insert(LINK, page.link.clone());
         }
-        response.extensions_mut().insert(self);
         response
     }
 }
 
+/// Rounded up, and never so soon that it would be at once.
+fn seconds_until(until: Instant) -> u64 {
+    let left = until.saturating_duration_since(Instant::now());
+    left.as_secs().saturating_add(u64::from(left.subsec_nanos() > 0)).max(1)
+}
+
 #[cfg(test)]
 mod tests {
-    use http_body_util::{BodyExt as _, Empty};
+    use std::time::Duration;
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_refusal_is_a_problem_document_with_a_code() {
-        let response = Rejection::Running.response::<Empty<Bytes>>(StatusCode::CONFLICT, None);
+    #[test]
+    fn a_refusal_is_a_problem_document_with_a_code() {
+        let response = Rejection::Running.problem(StatusCode::CONFLICT, None, None);
         assert_eq!(response.status(), StatusCode::CONFLICT);
         assert_eq!(response.headers()[RETRY_AFTER], "1");
         assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
-        assert_eq!(response.extensions().get(), Some(&Rejection::Running));
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let problem: Value = serde_json::from_slice(response.body()).unwrap();
         assert_eq!((&problem["code"], &problem["status"]), (&"running".into(), &409.into()));
+        assert_eq!(problem.get("type"), None, "`about:blank`, RFC 9457 §4.2.1");
     }
 
     #[test]
     fn a_policy_is_linked() {
-        let policy = HeaderValue::from_static("<https://example.com/retries>; rel=describedby");
-        let response = Rejection::KeyMissing.response::<Empty<Bytes>>(StatusCode::CONFLICT, Some(&policy));
-        assert_eq!(response.headers()[LINK], policy);
+        let url = "https://example.com/retries".to_owned();
+        let page = PolicyPage { url, link: HeaderValue::from_static("<https://example.com/retries>; rel=describedby") };
+        let response = Rejection::KeyMissing.problem(StatusCode::CONFLICT, Some(&page), None);
+        assert_eq!(response.headers()[LINK], page.link);
         assert_eq!(response.headers().get(RETRY_AFTER), None);
+        let problem: Value = serde_json::from_slice(response.body()).unwrap();
+        assert_eq!(problem["type"], "https://example.com/retries#key_missing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_to_come_again_is_rounded_up() {
+        let after = |left: u64| {
+            let until = Instant::now() + Duration::from_millis(left);
+            let response = Rejection::Running.problem(StatusCode::CONFLICT, None, Some(until));
+            response.headers()[RETRY_AFTER].to_str().unwrap().to_owned()
+        };
+        assert_eq!([0, 1, 1000, 1001, 29_500].map(after), ["1", "1", "1", "2", "30"]);
     }
 }

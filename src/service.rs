@@ -89,14 +89,20 @@ impl<S> Idempotency<S> {
             }
             Intake::Refuse(refusal) => return Ok(self.refuse(refusal, report)),
         };
-        let key = self.policy.stored_key(&head, &parts);
+        let key = match self.policy.stored_key(&head, &parts) {
+            Ok(key) => key,
+            Err(error) => {
+                report.cause(&*error);
+                return Ok(self.refuse(Rejection::ScopeUnknown, report));
+            }
+        };
         if head.extensions.get::<Attempt>().is_some_and(|outer| outer.is_under(&self.ledger, key)) {
             // The same rule once more, inside of itself: waiting for the attempt it is part of would never end.
             let outcome = Outcome::PassedThrough(PassedThrough::NotApplicable);
             return self.run_unprotected(head, body, outcome, report).await;
         }
         report.key(key);
-        let mut seat = Seat::take(&self.ledger, key, fingerprint, self.policy.refuses_other(fingerprint));
+        let mut seat = Seat::take(&self.ledger, key, fingerprint, self.policy.refuses_other());
         let patience = Instant::now() + self.policy.patience;
         loop {
             let turn = seat.turn(patience).await;
@@ -200,7 +206,7 @@ impl<S> Idempotency<S> {
     }
 
     fn replay<R>(&self, record: &Record, other_payload: bool, report: Report) -> Response<ResponseBody<R>> {
-        match record.replay(self.policy.replay) {
+        match self.policy.replay(record) {
             Ok(response) => {
                 report.close(Outcome::Replayed { other_payload });
                 response

@@ -136,6 +136,11 @@ pub(crate) fn store_error(call: &'static str, key: &Key, error: &StoreError) {
     event!(target: TARGET, Level::DEBUG, call, %key, %error, cause, "store call failed");
 }
 
+/// A function that was given to the layer panicked, and the layer went on without it.
+pub(crate) fn hook_panicked(hook: &'static str) {
+    event!(target: TARGET, Level::WARN, hook, "a hook panicked");
+}
+
 impl Outcome {
     /// Whether an operator has to see it. A malformed key is its sender's affair, and the first of each layer is warned of.
     const fn is_alarming(self) -> bool {

@@ -18,7 +18,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 use tower::{Layer as _, ServiceExt as _, service_fn};
-use tower_idempotency::fingerprint::Payload;
+use tower_idempotency::fingerprint;
 use tower_idempotency::key::{header, json};
 use tower_idempotency::store::{Claim, Forgotten, State, Store as _};
 use tower_idempotency::{
@@ -364,7 +364,7 @@ async fn another_payload_takes_nothing_over_from_an_attempt_that_failed() {
 
 #[tokio::test(start_paused = true)]
 async fn payloads_are_compared_as_chosen() {
-    let ignored = app(&api().fingerprint(Payload::Ignored), 201);
+    let ignored = app(&api().fingerprint(fingerprint::ignored()), 201);
     ignored.send(order("k", "1")).await;
     assert!(ignored.send(order("k", "2")).await.is_replayed());
     let told = app(&api().other_payload(OnOtherPayload::Replay), 201);

@@ -2,20 +2,21 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::Response;
 use http::header::HeaderValue;
+use http::{Response, response};
 use tokio::time::timeout;
 
 use super::lease::Pursued;
 use super::{Client, Reply, Run};
 use crate::body::ResponseBody;
 use crate::flight::{Landing, Lead};
+use crate::kept::{IDEMPOTENCY_EXPIRES, IDEMPOTENCY_STORED};
 use crate::lock::lock;
 use crate::policy::{Contract, Policy};
-use crate::record::{IDEMPOTENCY_STORED, Record};
+use crate::record::Record;
 use crate::rejection::Rejection;
 use crate::telemetry::{Executed, Outcome};
 
@@ -61,9 +62,24 @@ impl Run {
         futures_util::join!(ended, tell(Pursued::Unanswered)).0
     }
 
+    /// How long the outcome is kept.
+    fn retention(&self) -> Duration {
+        self.handle.steering().keep_for.unwrap_or(self.policy.retention)
+    }
+
+    /// Says when the outcome will be forgotten, where that is to be said.
+    pub(super) fn announce_expiry(&self, head: &mut response::Parts) {
+        if self.policy.expires_header {
+            let expires = httpdate::fmt_http_date(SystemTime::now() + self.retention());
+            if let Ok(expires) = HeaderValue::try_from(expires) {
+                head.headers.insert(IDEMPOTENCY_EXPIRES, expires);
+            }
+        }
+    }
+
     /// Completes the claim. Who was told that it lost does not complete any more.
     async fn pursue(&self, record: &Bytes) -> Pursued {
-        let retention = self.handle.steering().keep_for.unwrap_or(self.policy.retention);
+        let retention = self.retention();
         let mut lost = self.lost.subscribe();
         tokio::select! {
             biased;
@@ -104,9 +120,7 @@ impl Run {
         let outcome = self.lease.ledger().outcome(&self.lease.key()).await;
         let winner = outcome.filter(|(fingerprint, _)| !claim.refuse_other || *fingerprint == claim.fingerprint);
         match (winner, self.policy.contract) {
-            (Some((_, record)), _) => {
-                record.replay(self.policy.replay).unwrap_or_else(|refusal| self.policy.refuse(refusal))
-            }
+            (Some((_, record)), _) => self.policy.replay(&record).unwrap_or_else(|refusal| self.policy.refuse(refusal)),
             (None, Contract::Webhook) => self.policy.refuse(Rejection::OutcomeUnknown),
             (None, Contract::Api) => unstored(response),
         }

@@ -34,7 +34,7 @@ use crate::flight::Lead;
 use crate::ledger::AttemptTicket as Ticket;
 use crate::lock::lock;
 use crate::policy::{Policy, is_endless};
-use crate::record::Record;
+use crate::record::Content;
 use crate::rejection::Rejection;
 use crate::telemetry::{Executed, Report};
 
@@ -167,21 +167,27 @@ impl Run {
                 let reply = Reply::Response(Response::from_parts(head, ResponseBody::broken_off(data, error)));
                 self.release(retention, Some(reply), client, Executed::FailedBody).await;
             }
-            Ok(Ran::Whole(head, body, trailers)) => {
-                let record = Record::kept(&head, body.clone(), trailers.clone());
+            Ok(Ran::Whole(mut head, body, trailers)) => {
+                self.announce_expiry(&mut head);
+                let record = self.policy.record(&head, body.clone(), trailers.clone());
                 let response = Response::from_parts(head, ResponseBody::buffered(body, trailers));
-                self.complete(record, response, client, Executed::Kept).await;
+                match &record.content {
+                    Content::Kept { .. } => self.complete(record, response, client, Executed::Kept).await,
+                    Content::Tombstone => {
+                        self.complete(record, unstored(response), client, Executed::Tombstone).await;
+                    }
+                }
             }
             Ok(Ran::AlreadyApplied(mut head)) => {
                 if !head.status.is_success() {
                     head.status = StatusCode::OK;
                 }
-                let record = Record::tombstone(&head);
-                let response = record.replay(self.policy.replay).unwrap_or_else(|refusal| self.policy.refuse(refusal));
+                let record = self.policy.keeping.tombstone(&head);
+                let response = self.policy.replay(&record).unwrap_or_else(|refusal| self.policy.refuse(refusal));
                 self.complete(record, response, client, Executed::AlreadyApplied).await;
             }
             Ok(Ran::Endless(head, body)) => {
-                let record = Record::tombstone(&head);
+                let record = self.policy.keeping.tombstone(&head);
                 let response = unstored(Response::from_parts(head, ResponseBody::inner(body)));
                 self.complete(record, response, client, Executed::Tombstone).await;
             }
@@ -211,7 +217,7 @@ impl Run {
         if steering.already_applied {
             return Ran::AlreadyApplied(head);
         }
-        if steering.dont_keep || head.status.is_informational() || !(self.policy.keeps)(head.status) {
+        if steering.dont_keep || head.status.is_informational() || !self.policy.keeps(head.status) {
             return Ran::Unkept(head, body);
         }
         if is_endless(&head) {

@@ -16,7 +16,6 @@ use tower::BoxError;
 use super::finish::unstored;
 use super::{Client, Reply, Run};
 use crate::body::{Piece, ResponseBody};
-use crate::record::Record;
 use crate::telemetry::Executed;
 
 /// How long a client may take for one frame, at least, even when the attempt is overdue.
@@ -34,7 +33,7 @@ impl Run {
         R: Body<Data = Bytes>,
         R::Error: Into<BoxError>,
     {
-        let record = Record::tombstone(&head);
+        let record = self.policy.keeping.tombstone(&head);
         let left = rest.size_hint().exact().map(|rest| rest + data.len() as u64).or_else(|| announced(&head));
         let (sender, pieces) = mpsc::channel(1);
         client.reply(Reply::Response(unstored(Response::from_parts(head, ResponseBody::piped(pieces, left)))));

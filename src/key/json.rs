@@ -9,6 +9,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::path::{self, InvalidPath, Segment};
@@ -29,6 +30,47 @@ impl Json {
     pub fn parse(path: &str) -> Result<Self, InvalidPath> {
         path::parse(path).map(|segments| Self { segments })
     }
+
+    /// The node it selects.
+    pub(crate) fn find_in<'v>(&self, value: &'v Value) -> Option<&'v Value> {
+        self.segments.iter().try_fold(value, |value, segment| match segment {
+            Segment::Name(name) => value.as_object()?.get(name),
+            Segment::Index(index) => {
+                let items = value.as_array()?;
+                items.get(position(*index, items.len())?)
+            }
+        })
+    }
+
+    /// Takes away the node it selects, where there is one.
+    pub(crate) fn remove_from(&self, value: &mut Value) {
+        let Some((last, way)) = self.segments.split_last() else { return *value = Value::Null };
+        let parent = way.iter().try_fold(value, |value, segment| match segment {
+            Segment::Name(name) => value.as_object_mut()?.get_mut(name),
+            Segment::Index(index) => {
+                let items = value.as_array_mut()?;
+                let position = position(*index, items.len())?;
+                items.get_mut(position)
+            }
+        });
+        match (parent, last) {
+            (Some(Value::Object(members)), Segment::Name(name)) => {
+                members.remove(name);
+            }
+            (Some(Value::Array(items)), Segment::Index(index)) => {
+                if let Some(position) = position(*index, items.len()).filter(|position| *position < items.len()) {
+                    items.remove(position);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Where in an array of that length an index points, which may count from the end.
+fn position(index: i64, length: usize) -> Option<usize> {
+    let magnitude = usize::try_from(index.unsigned_abs()).ok()?;
+    if index < 0 { length.checked_sub(magnitude) } else { Some(magnitude) }
 }
 
 /// What each of `paths` selects in `body`, in their order; `None` where it is missing.
