@@ -8,6 +8,7 @@ use http::{HeaderName, HeaderValue, Method, Response, StatusCode, request};
 use tower::{BoxError, Layer};
 
 use crate::caller::Caller;
+use crate::digest::Secret;
 use crate::fingerprint::Payload;
 use crate::kept::Kept;
 use crate::key::{HeaderSyntax, Key, KeySource};
@@ -92,6 +93,43 @@ impl IdempotencyLayer {
     {
         let scope = move |head: &request::Parts| scope(head).map(|scope| scope.map(Into::into)).map_err(Into::into);
         self.set(|policy| policy.scope = Some(Arc::new(scope)))
+    }
+
+    /// Makes stored keys keyed digests, for raw keys that could be guessed, such as consecutive numbers: who reads the store
+    /// can then not try which were there. Every process needs the same secret. Default: none.
+    ///
+    /// Another secret makes every key another, [`Attempt::key`](crate::Attempt::key) too: what the store knows is found no
+    /// more, and would run again. So set the old one as [`previous_secret`](Self::previous_secret) for a while.
+    ///
+    /// # Panics
+    ///
+    /// If `secret` is shorter than 16 bytes.
+    #[must_use]
+    pub fn secret(self, secret: impl AsRef<[u8]>) -> Self {
+        let secret = in_length(secret.as_ref());
+        self.set(|policy| policy.secret = Some(secret))
+    }
+
+    /// The secret before this one. Each request is then claimed under both keys, the previous one first, and its outcome is
+    /// kept under both: processes that know either secret, or both, run it once between them. That doubles the calls of the
+    /// store. Default: none.
+    ///
+    /// To rotate: give every process the new secret with the old one as previous, wait for the longest retention, then
+    /// take the old one away.
+    ///
+    /// # Panics
+    ///
+    /// If `secret` is shorter than 16 bytes.
+    #[must_use]
+    pub fn previous_secret(self, secret: impl AsRef<[u8]>) -> Self {
+        let secret = in_length(secret.as_ref());
+        self.set(|policy| policy.previous_secret = Some(Some(secret)))
+    }
+
+    /// As [`previous_secret`](Self::previous_secret), for a service that had none.
+    #[must_use]
+    pub fn previously_without_secret(self) -> Self {
+        self.set(|policy| policy.previous_secret = Some(None))
     }
 
     /// Which methods are protected. Default: webhook, all, GET too; api, POST and PATCH, so that PUT and DELETE pass
@@ -342,7 +380,10 @@ impl IdempotencyLayer {
     #[must_use]
     pub fn key_of(&self, head: &request::Parts, body: &Bytes) -> Option<Key> {
         let parts = self.policy.key.extract(head, body, self.policy.header_syntax).ok().flatten();
-        parts.filter(|_| self.policy.applies(head)).and_then(|parts| self.policy.stored_key(head, &parts).ok())
+        parts
+            .filter(|_| self.policy.applies(head))
+            .and_then(|parts| self.policy.stored_keys(head, &parts).ok())
+            .map(|keys| keys.current)
     }
 }
 
@@ -352,6 +393,11 @@ impl<S> Layer<S> for IdempotencyLayer {
     fn layer(&self, inner: S) -> Idempotency<S> {
         Idempotency::new(inner, self.ledger.clone(), Arc::clone(&self.policy))
     }
+}
+
+fn in_length(secret: &[u8]) -> Secret {
+    assert!(secret.len() >= 16, "a secret has at least 16 bytes");
+    Secret::new(secret)
 }
 
 #[allow(clippy::expect_used, reason = "a programmer's mistake, found at start")]

@@ -9,7 +9,7 @@ use tokio_util::task::task_tracker::{TaskTracker, TaskTrackerToken};
 
 use crate::fingerprint::Fingerprint;
 use crate::flight::Flights;
-use crate::key::Key;
+use crate::key::{Key, Keys};
 use crate::record::Record;
 use crate::store::erased::{ErasedStore, StoreFuture};
 use crate::store::{Entry, Forgotten, State, Store, StoreError};
@@ -176,14 +176,16 @@ impl Ledger {
         self.bounded(self.store().forget(key, force)).await
     }
 
-    /// The outcome of a key that has finished and can be read, with the fingerprint of the request that brought it first.
-    pub(crate) async fn outcome(&self, key: &Key) -> Option<(Option<Fingerprint>, Record)> {
-        match self.lookup(key).await {
-            Ok(Some(Entry { fingerprint, state: State::Done(record), .. })) => {
-                Record::decode(&record).ok().map(|record| (fingerprint, record))
+    /// The outcome of an event that has finished and can be read, with the fingerprint of the request that brought it first.
+    pub(crate) async fn outcome(&self, keys: Keys) -> Option<(Option<Fingerprint>, Record)> {
+        for key in [Some(keys.current), keys.previous].into_iter().flatten() {
+            if let Ok(Some(Entry { fingerprint, state: State::Done(record), .. })) = self.lookup(&key).await
+                && let Ok(record) = Record::decode(&record)
+            {
+                return Some((fingerprint, record));
             }
-            Ok(_) | Err(_) => None,
         }
+        None
     }
 
     pub(crate) fn store(&self) -> &dyn ErasedStore {

@@ -14,10 +14,10 @@ use tower::BoxError;
 
 use crate::body::ResponseBody;
 use crate::caller::Caller;
-use crate::digest::Digest;
+use crate::digest::{Digest, Secret};
 use crate::fingerprint::{self, Fingerprint, Payload};
 use crate::kept::Keeping;
-use crate::key::{self, HeaderSyntax, Key, KeySource, Part};
+use crate::key::{self, HeaderSyntax, Key, KeySource, Keys, Part};
 use crate::record::Record;
 use crate::rejection::{PolicyPage, Rejection};
 use crate::store::Claim;
@@ -108,6 +108,9 @@ pub(crate) struct Policy {
     pub(crate) enabled: bool,
     pub(crate) key: KeySource,
     pub(crate) header_syntax: HeaderSyntax,
+    pub(crate) secret: Option<Secret>,
+    /// While secrets rotate, the one before this, or none where there was none.
+    pub(crate) previous_secret: Option<Option<Secret>>,
     pub(crate) caller: Option<Caller>,
     pub(crate) scope: Option<Arc<ScopeFn>>,
     pub(crate) applies: Arc<AppliesFn>,
@@ -154,6 +157,8 @@ impl Policy {
             enabled: true,
             key,
             header_syntax: HeaderSyntax::Opaque { max_len: WEBHOOK_MAX_KEY },
+            secret: None,
+            previous_secret: None,
             caller: None,
             scope: None,
             applies: Arc::new(|_| true),
@@ -218,22 +223,27 @@ impl Policy {
         !self.stream_request_body || self.key.reads_body() || !self.fingerprint.is_ignored()
     }
 
-    /// The stored key: a digest over scope and parts. It fails where the scope does.
-    pub(crate) fn stored_key(&self, head: &request::Parts, parts: &[Part]) -> Result<Key, BoxError> {
-        let mut digest = Digest::new("tower-idempotency key 1");
-        digest.part(b'C', self.contract.name().as_bytes());
-        digest.part(b'm', head.method.as_str().as_bytes());
-        digest.part(b'p', head.uri.path().as_bytes());
-        if let Some(caller) = &self.caller {
-            caller.digest(head, &mut digest);
-        }
-        match self.scope.as_ref().map(|scope| scope(head)).transpose()? {
-            None => digest.part(b'0', &[]),
-            Some(None) => digest.part(b'-', &[]),
-            Some(Some(scope)) => digest.part(b's', &scope),
-        }
-        parts.iter().for_each(|part| part.digest(&mut digest));
-        Ok(Key::new(digest.finish()))
+    /// The stored keys: digests over scope and parts, under each secret. It fails where the scope does.
+    pub(crate) fn stored_keys(&self, head: &request::Parts, parts: &[Part]) -> Result<Keys, BoxError> {
+        let scope = self.scope.as_ref().map(|scope| scope(head)).transpose()?;
+        let key = |secret: Option<&Secret>| {
+            let mut digest = Digest::keyed("tower-idempotency key 1", secret);
+            digest.part(b'C', self.contract.name().as_bytes());
+            digest.part(b'm', head.method.as_str().as_bytes());
+            digest.part(b'p', head.uri.path().as_bytes());
+            if let Some(caller) = &self.caller {
+                caller.digest(head, &mut digest);
+            }
+            match &scope {
+                None => digest.part(b'0', &[]),
+                Some(None) => digest.part(b'-', &[]),
+                Some(Some(scope)) => digest.part(b's', scope),
+            }
+            parts.iter().for_each(|part| part.digest(&mut digest));
+            Key::new(digest.finish())
+        };
+        let previous = self.previous_secret.as_ref().map(|previous| key(previous.as_ref()));
+        Ok(Keys { current: key(self.secret.as_ref()), previous })
     }
 
     pub(crate) fn claim(&self, fingerprint: Option<Fingerprint>) -> Claim {
@@ -385,31 +395,31 @@ mod tests {
     fn stored_keys_do_not_change() {
         let parts = [text("m"), Part::Number(Bytes::from_static(b"1")), Part::Bool(true), Part::Absent];
         let webhook = Policy::webhook(key::json("$.id"));
-        let key = webhook.stored_key(&head(Request::post("/hooks?x=1")), &parts).unwrap();
+        let key = webhook.stored_keys(&head(Request::post("/hooks?x=1")), &parts).unwrap().current;
         assert_eq!(key.to_string(), "5OkhYnAxFcjRVNUN4nJTLZCN4so-bLgI");
         let api = Policy::api(caller::authorization());
         let authorized = Request::post("/orders").header("authorization", "Bearer a");
-        let key = api.stored_key(&head(authorized), &parts[..1]).unwrap();
+        let key = api.stored_keys(&head(authorized), &parts[..1]).unwrap().current;
         assert_eq!(key.to_string(), "9D7fsoSHT_36rONshjaUROxRd7Yk_fBQ");
     }
 
     #[test]
     fn scopes_and_parts_do_not_run_into_each_other() {
         let policy = Policy::webhook(key::json("$.id"));
-        let key = |path: &str, parts: &[Part]| policy.stored_key(&head(Request::post(path)), parts).unwrap();
+        let key = |path: &str, parts: &[Part]| policy.stored_keys(&head(Request::post(path)), parts).unwrap().current;
         assert_ne!(key("/", &[text("a"), text("bc")]), key("/", &[text("ab"), text("c")]));
         assert_ne!(key("/", &[text("1")]), key("/", &[Part::Number(Bytes::from_static(b"1"))]));
         assert_ne!(key("/a", &[text("b")]), key("/", &[text("ab")]));
         assert_ne!(key("/", &[text("a")]), key("/", &[text("a"), Part::Absent]));
         assert_eq!(key("/?a", &[text("a")]), key("/?b", &[text("a")]));
-        let put = policy.stored_key(&head(Request::put("/")), &[text("a")]).unwrap();
+        let put = policy.stored_keys(&head(Request::put("/")), &[text("a")]).unwrap().current;
         assert_ne!(put, key("/", &[text("a")]));
     }
 
     #[test]
     fn callers_do_not_share_keys() {
         let key = |caller: Caller, request: request::Builder| {
-            Policy::api(caller).stored_key(&head(request), &[text("k")]).unwrap()
+            Policy::api(caller).stored_keys(&head(request), &[text("k")]).unwrap()
         };
         let by_token = |token: &str| key(caller::authorization(), Request::post("/").header("authorization", token));
         assert_ne!(by_token("a"), by_token("b"));
@@ -417,6 +427,23 @@ mod tests {
         assert_ne!(key(caller::authorization(), Request::post("/")), by_token(""));
         let shared = |token: &str| key(caller::shared(), Request::post("/").header("authorization", token));
         assert_eq!(shared("a"), shared("b"));
+    }
+
+    #[test]
+    fn a_secret_decides_the_key_and_the_one_before_it_still_finds_it() {
+        let keys = |secret: Option<&[u8]>, previous: Option<Option<&[u8]>>| {
+            let policy = Policy {
+                secret: secret.map(Secret::new),
+                previous_secret: previous.map(|previous| previous.map(Secret::new)),
+                ..Policy::webhook(key::json("$.id"))
+            };
+            policy.stored_keys(&head(Request::post("/")), &[text("a")]).unwrap()
+        };
+        let none = keys(None, None);
+        let old = keys(Some(b"old"), Some(None));
+        let new = keys(Some(b"new"), Some(Some(b"old")));
+        assert_eq!((none.previous, old.previous, new.previous), (None, Some(none.current), Some(old.current)));
+        assert!(none.current != old.current && old.current != new.current);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::attempt::{Asked, Attempt, Lease, Run};
 use crate::body::{RequestBody, ResponseBody};
 use crate::flight::{Landing, Seat, Turn};
 use crate::intake::{Intake, Keyed, take_in};
-use crate::key::Key;
+use crate::key::Keys;
 use crate::ledger::Ledger;
 use crate::policy::{OnStoreError, Policy};
 use crate::record::Record;
@@ -89,13 +89,14 @@ impl<S> Idempotency<S> {
             }
             Intake::Refuse(refusal) => return Ok(self.refuse(refusal, report)),
         };
-        let key = match self.policy.stored_key(&head, &parts) {
-            Ok(key) => key,
+        let keys = match self.policy.stored_keys(&head, &parts) {
+            Ok(keys) => keys,
             Err(error) => {
                 report.cause(&*error);
                 return Ok(self.refuse(Rejection::ScopeUnknown, report));
             }
         };
+        let key = keys.current;
         if head.extensions.get::<Attempt>().is_some_and(|outer| outer.is_under(&self.ledger, key)) {
             // The same rule once more, inside of itself: waiting for the attempt it is part of would never end.
             let outcome = Outcome::PassedThrough(PassedThrough::NotApplicable);
@@ -121,9 +122,9 @@ impl<S> Idempotency<S> {
                 Turn::Full => return Ok(self.refuse(Rejection::Overloaded, report)),
             };
             let Some(ticket) = self.ledger.attempt() else {
-                return Ok(self.replay_at_most(key, seat, report).await);
+                return Ok(self.replay_at_most(keys, seat, report).await);
             };
-            match Lease::ask(&self.ledger, key, self.policy.claim(fingerprint)).await {
+            match Lease::ask(&self.ledger, keys, &self.policy.claim(fingerprint)).await {
                 Ok(Asked::Acquired(lease)) => {
                     drop(seat);
                     let run = Run::new(self.policy, lease, lead, failed, ticket);
@@ -194,8 +195,8 @@ impl<S> Idempotency<S> {
     }
 
     /// No attempt may start, but what has finished can still be told.
-    async fn replay_at_most<R>(self, key: Key, seat: Seat, report: Report) -> Response<ResponseBody<R>> {
-        if let Some((first, record)) = self.ledger.outcome(&key).await {
+    async fn replay_at_most<R>(self, keys: Keys, seat: Seat, report: Report) -> Response<ResponseBody<R>> {
+        if let Some((first, record)) = self.ledger.outcome(keys).await {
             return match seat.refuses(first) {
                 true => self.refuse(Rejection::KeyReused, report),
                 false => self.replay(&record, seat.differs_from(first), report),

@@ -117,7 +117,7 @@ impl Run {
     /// What to answer when another attempt has taken the place of this one.
     async fn of_the_winner<R>(&self, response: Response<ResponseBody<R>>) -> Response<ResponseBody<R>> {
         let claim = self.lease.claim();
-        let outcome = self.lease.ledger().outcome(&self.lease.key()).await;
+        let outcome = self.lease.ledger().outcome(self.lease.keys()).await;
         let winner = outcome.filter(|(fingerprint, _)| !claim.refuse_other || *fingerprint == claim.fingerprint);
         match (winner, self.policy.contract) {
             (Some((_, record)), _) => self.policy.replay(&record).unwrap_or_else(|refusal| self.policy.refuse(refusal)),

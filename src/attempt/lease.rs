@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::join;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::fingerprint::Fingerprint;
-use crate::key::Key;
+use crate::key::{Key, Keys};
 use crate::ledger::{Ledger, bounded_by};
 use crate::store::erased::StoreFuture;
 use crate::store::{Claim, Claimed, Hold, State, StoreError};
@@ -33,6 +34,9 @@ pub(crate) struct Lease {
     renew_at: Instant,
     /// The inner service has not been called: dropped now, the claim is released in the background.
     adrift: AtomicBool,
+    /// While secrets rotate, the claim of the same event under its previous key. It was asked for first, here and in every
+    /// other process that knows both, so none waits for a key while it holds the one that another waits for.
+    previous: Option<Box<Self>>,
 }
 
 /// What came of asking for a claim: what the store answered, and the lease where it is ours.
@@ -61,17 +65,32 @@ pub(crate) enum Pursued {
 }
 
 impl Lease {
-    /// Asks for the claim, up to three times and within 1.6 times the store's timeout.
-    pub(crate) async fn ask(ledger: &Ledger, key: Key, claim: Claim) -> Result<Asked, StoreError> {
+    /// Asks for the claim, for each key up to three times and within 1.6 times the store's timeout.
+    pub(crate) async fn ask(ledger: &Ledger, keys: Keys, claim: &Claim) -> Result<Asked, StoreError> {
+        let Some(previous) = keys.previous else { return Self::ask_for(ledger, keys.current, claim).await };
+        let previous = match Self::ask_for(ledger, previous, claim).await? {
+            Asked::Acquired(previous) => previous,
+            answer => return Ok(answer),
+        };
+        let mut asked = Self::ask_for(ledger, keys.current, claim).await?;
+        // Without both, the one is dropped and given back.
+        if let Asked::Acquired(lease) = &mut asked {
+            lease.previous = Some(Box::new(previous));
+        }
+        Ok(asked)
+    }
+
+    async fn ask_for(ledger: &Ledger, key: Key, claim: &Claim) -> Result<Asked, StoreError> {
         let timeout = ledger.call_timeout();
         let started = Instant::now();
         let budget = timeout * 8 / 5;
-        let mut lease = Self { ledger: ledger.clone(), key, claim, renew_at: started, adrift: AtomicBool::new(true) };
+        let (ledger, claim, adrift) = (ledger.clone(), claim.clone(), AtomicBool::new(true));
+        let mut lease = Self { ledger, key, claim, renew_at: started, adrift, previous: None };
         let mut backoff = Backoff::new();
         let mut sending = 1;
         let claimed = loop {
             let left = budget.saturating_sub(started.elapsed()).min(timeout);
-            let error = match bounded_by(left, ledger.store().claim(&lease.key, &lease.claim)).await {
+            let error = match bounded_by(left, lease.ledger.store().claim(&lease.key, &lease.claim)).await {
                 Ok(claimed) => break Ok(claimed),
                 Err(error) => error,
             };
@@ -106,10 +125,17 @@ impl Lease {
     /// From here on the attempt sees the claim through.
     pub(crate) fn begin(&self) {
         self.adrift.store(false, Ordering::Relaxed);
+        if let Some(previous) = &self.previous {
+            previous.begin();
+        }
     }
 
     pub(crate) fn number(&self) -> u32 {
-        self.claim.attempt
+        self.claim.attempt.max(self.previous.as_ref().map_or(0, |previous| previous.number()))
+    }
+
+    pub(crate) fn keys(&self) -> Keys {
+        Keys { current: self.key, previous: self.previous.as_ref().map(|previous| previous.key) }
     }
 
     pub(crate) fn key(&self) -> Key {
@@ -126,6 +152,16 @@ impl Lease {
 
     /// Renews the lease until it is lost, or until `deadline`.
     pub(crate) async fn keep(&self, deadline: Instant) -> Ended {
+        match &self.previous {
+            None => self.keep_one(deadline).await,
+            Some(previous) => tokio::select! {
+                ended = self.keep_one(deadline) => ended,
+                ended = previous.keep_one(deadline) => ended,
+            },
+        }
+    }
+
+    async fn keep_one(&self, deadline: Instant) -> Ended {
         let mut renew_at = self.renew_at;
         loop {
             sleep_until(renew_at.min(deadline)).await;
@@ -146,6 +182,16 @@ impl Lease {
 
     /// Returns when the key is seen to be another attempt's, or to have been. A key that is gone is nobody else's.
     pub(crate) async fn watch(&self) {
+        match &self.previous {
+            None => self.watch_one().await,
+            Some(previous) => tokio::select! {
+                () = self.watch_one() => {}
+                () = previous.watch_one() => {}
+            },
+        }
+    }
+
+    async fn watch_one(&self) {
         loop {
             sleep(self.claim.lease.max(LAST_BACKOFF)).await;
             match self.ledger.lookup(&self.key).await {
@@ -159,15 +205,33 @@ impl Lease {
 
     /// Completes the claim, again and again up to the ceiling.
     pub(crate) async fn complete(&self, record: &Bytes, retention: Duration, ceiling: Duration) -> Pursued {
-        let claim = Claim { retention, ..self.claim.clone() };
-        let complete = || self.ledger.store().complete(&self.key, &claim, record.clone());
-        self.pursue("complete", ceiling, complete).await
+        let complete = async |lease: &Self| {
+            let claim = Claim { retention, ..lease.claim.clone() };
+            let complete = || lease.ledger.store().complete(&lease.key, &claim, record.clone());
+            lease.pursue("complete", ceiling, complete).await
+        };
+        match &self.previous {
+            None => complete(self).await,
+            Some(previous) => {
+                let (pursued, previously) = join!(complete(self), complete(previous));
+                pursued.and(previously)
+            }
+        }
     }
 
     /// Gives the claim back, again and again as long as it could be alive.
     pub(crate) async fn release(&self, remember: Duration) -> Pursued {
-        let release = || self.ledger.store().release(&self.key, &self.claim, remember);
-        self.pursue("release", self.claim.lease, release).await
+        let release = async |lease: &Self| {
+            let release = || lease.ledger.store().release(&lease.key, &lease.claim, remember);
+            lease.pursue("release", lease.claim.lease, release).await
+        };
+        match &self.previous {
+            None => release(self).await,
+            Some(previous) => {
+                let (pursued, previously) = join!(release(self), release(previous));
+                pursued.and(previously)
+            }
+        }
     }
 
     async fn pursue<'a>(
@@ -208,11 +272,26 @@ impl Drop for Lease {
         // Without a number it counts as never having run.
         let claim = Claim { attempt: 0, ..self.claim.clone() };
         let (ledger, renew_at) = (self.ledger.clone(), self.renew_at);
-        let given_up = Self { ledger, key: self.key, claim, renew_at, adrift: AtomicBool::new(false) };
+        let adrift = AtomicBool::new(false);
+        // The previous lease, where there is one, is dropped with this one.
+        let given_up = Self { ledger, key: self.key, claim, renew_at, adrift, previous: None };
         self.ledger.tasks().spawn(async move {
             given_up.release(given_up.claim.lease).await;
             drop(ticket);
         });
+    }
+}
+
+// === impl Pursued ===
+
+impl Pursued {
+    /// What came of two pursuits together.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Lost, _) | (_, Self::Lost) => Self::Lost,
+            (Self::Unanswered, _) | (_, Self::Unanswered) => Self::Unanswered,
+            (Self::Held, Self::Held) => Self::Held,
+        }
     }
 }
 

@@ -37,6 +37,7 @@ pub use self::json::Json;
 pub use self::path::InvalidPath;
 pub use self::source::KeySource;
 use self::source::Rule;
+pub(crate) use self::stored::Keys;
 pub use self::stored::{InvalidKey, Key};
 
 use crate::digest::Digest;

@@ -17,6 +17,14 @@ const KEY_LEN: usize = 24;
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Key([u8; KEY_LEN]);
 
+/// The names of one event: one for each secret that is in use.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Keys {
+    pub(crate) current: Key,
+    /// The name under the secret before this one, while secrets rotate.
+    pub(crate) previous: Option<Key>,
+}
+
 /// The text is not a [`Key`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct InvalidKey(());
