@@ -19,6 +19,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::store::{Entry, State};
+
 const VERSION: u8 = 1;
 
 const TOMBSTONE: u8 = 1;
@@ -130,6 +132,17 @@ fn take(rest: &mut Bytes, length: usize) -> Result<Bytes, UnreadableRecord> {
         return Err(UnreadableRecord("it is cut short"));
     }
     Ok(rest.split_to(length))
+}
+
+impl Entry {
+    /// The status of the outcome that is kept, where there is one that this version can read.
+    #[must_use]
+    pub fn status(&self) -> Option<StatusCode> {
+        match &self.state {
+            State::Done(record) => Record::decode(record).ok().map(|record| record.status),
+            State::Free | State::Running => None,
+        }
+    }
 }
 
 // === impl UnreadableRecord ===

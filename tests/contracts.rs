@@ -18,12 +18,11 @@ use http_body_util::{BodyExt as _, StreamBody};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 use tower::{Layer as _, ServiceExt as _, service_fn};
-use tower_idempotency::fingerprint;
 use tower_idempotency::key::{header, json};
 use tower_idempotency::store::{Claim, Forgotten, State, Store as _};
 use tower_idempotency::{
-    Attempt, IdempotencyLayer, Ledger, MemoryStore, OnBadKey, OnOtherPayload, OnStoreError, OverLimit, Rejection,
-    Replay, RequestBody, caller,
+    Attempt, IdempotencyLayer, Ledger, MemoryStore, OnBadKey, OnStoreError, OverLimit, Rejection, Replay, RequestBody,
+    caller,
 };
 
 use common::app::{Answer, App, Body, Incoming, answer, body, event, order};
@@ -238,70 +237,6 @@ async fn a_webhook_duplicate_is_answered_200_with_what_was_kept() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_api_duplicate_is_answered_what_the_first_was() {
-    let layer = api();
-    let app = App::new(&layer, |_, run| async move {
-        let mut response = answer(201, format!("run {run}"))?;
-        let headers = response.headers_mut();
-        for (name, value) in [
-            ("location", "/o/1"),
-            ("x-a", "1"),
-            ("x-a", "2"),
-            ("set-cookie", "a=1"),
-            ("set-cookie", "b=2"),
-            ("www-authenticate", "Basic"),
-            ("authorization", "x"),
-            ("connection", "x-hop"),
-            ("x-hop", "1"),
-            ("keep-alive", "1"),
-            ("date", "today"),
-            ("content-type", "text/csv"),
-        ] {
-            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
-        }
-        headers.append("x-bytes", HeaderValue::from_bytes(b"\xff\xfe").unwrap());
-        Ok(response)
-    });
-    let first = app.send(order("k", "1")).await;
-    assert_eq!(first.headers.get_all("set-cookie").iter().count(), 2);
-    let replay = app.send(order("k", "1")).await;
-    assert_eq!((replay.status, &replay.body), (first.status, &first.body));
-    let expected = HeaderMap::from_iter(
-        [
-            ("location", &b"/o/1"[..]),
-            ("x-a", b"1"),
-            ("content-type", b"text/csv"),
-            ("x-bytes", b"\xff\xfe"),
-            ("content-length", b"5"),
-            ("idempotent-replayed", b"true"),
-        ]
-        .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_bytes(value).unwrap())),
-    );
-    let mut expected = expected;
-    expected.append("x-a", HeaderValue::from_static("2"));
-    assert_eq!(replay.headers, expected);
-    assert_eq!(app.send(order("\"k\"", "1")).await.body, first.body, "quoted and bare are one key");
-}
-
-#[tokio::test(start_paused = true)]
-async fn outcomes_that_a_correct_retry_could_change_run_again() {
-    for (status, runs) in
-        [(200, 1), (303, 1), (400, 1), (422, 1), (401, 2), (404, 2), (409, 2), (429, 2), (500, 2), (503, 2)]
-    {
-        let app = app(&api(), status);
-        app.send(order("k", "1")).await;
-        assert_eq!(app.send(order("k", "1")).await.status.as_u16(), status);
-        assert_eq!(app.runs(), runs, "{status}");
-    }
-    for (status, runs) in [(200, 1), (303, 2), (400, 2), (403, 2), (406, 2), (410, 2), (500, 2)] {
-        let app = app(&webhook(), status);
-        app.send(event("e")).await;
-        assert_eq!(app.send(event("e")).await.status.as_u16(), status);
-        assert_eq!(app.runs(), runs, "{status}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn what_is_kept_and_how_it_is_replayed_are_chosen() {
     let whole = app(&webhook().keep(|status| status == 201).replay(Replay::Outcome), 201);
     whole.send(event("e")).await;
@@ -321,67 +256,6 @@ async fn trailers_are_replayed() {
     let replay = app.send(order("k", "1")).await;
     assert!(replay.is_replayed() && replay.trailers.is_some() && !replay.headers.contains_key("content-length"));
     assert_eq!((first.body, first.trailers), (replay.body, replay.trailers));
-}
-
-#[tokio::test(start_paused = true)]
-async fn retention_counts_from_completion() {
-    let layer = webhook().retention(Duration::from_secs(10));
-    let app = App::new(&layer, |_, run| async move {
-        sleep(Duration::from_secs(8)).await;
-        answer(200, format!("run {run}"))
-    });
-    app.send(event("e")).await;
-    sleep(Duration::from_secs(9)).await;
-    assert_eq!(app.send(event("e")).await.body, "run 1");
-    sleep(Duration::from_secs(2)).await;
-    assert_eq!(app.send(event("e")).await.body, "run 2");
-}
-
-// Payloads.
-
-#[tokio::test(start_paused = true)]
-async fn another_payload_is_refused_by_an_api_and_a_duplicate_for_a_webhook() {
-    let app1 = app(&api(), 201);
-    app1.send(order("k", "1")).await;
-    let refused = app1.send(order("k", "2")).await;
-    assert_eq!((refused.status.as_u16(), code(&refused).as_str()), (422, "key_reused"));
-    assert!(app1.send(order("k", "1")).await.is_replayed(), "the first is still there");
-    assert_eq!(app1.send(order("l", "1")).await.body, "run 2", "two equal orders are legitimate");
-
-    let hook = app(&webhook(), 200);
-    hook.send(event("e")).await;
-    let other = Request::post("/hooks").header("x-id", "e").body(body("attempt: 2")).unwrap();
-    assert!(hook.send(other).await.is_replayed());
-}
-
-#[tokio::test(start_paused = true)]
-async fn another_payload_takes_nothing_over_from_an_attempt_that_failed() {
-    let app = app(&api(), 500);
-    app.send(order("k", "1")).await;
-    assert_eq!(app.send(order("k", "2")).await.status, 422);
-    assert_eq!((app.send(order("k", "1")).await.status.as_u16(), app.runs()), (500, 2));
-}
-
-#[tokio::test(start_paused = true)]
-async fn payloads_are_compared_as_chosen() {
-    let ignored = app(&api().fingerprint(fingerprint::ignored()), 201);
-    ignored.send(order("k", "1")).await;
-    assert!(ignored.send(order("k", "2")).await.is_replayed());
-    let told = app(&api().other_payload(OnOtherPayload::Replay), 201);
-    told.send(order("k", "1")).await;
-    assert!(told.send(order("k", "2")).await.is_replayed());
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_order_of_a_query_is_no_other_payload_and_its_values_are() {
-    let app = app(&api(), 201);
-    let send = |query: &str| {
-        let uri = format!("/orders?{query}");
-        app.send(Request::post(uri).header("idempotency-key", "k").body(body("")).unwrap())
-    };
-    send("a=1&b=2").await;
-    assert!(send("b=2&a=1").await.is_replayed());
-    assert_eq!(send("a=1&b=3").await.status, 422);
 }
 
 // Bodies.

@@ -20,9 +20,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tower_idempotency::key::{Key, header};
 use tower_idempotency::store::{Claim, Claimed, Forgotten, State, Store as _};
-use tower_idempotency::{Attempt, IdempotencyLayer, Ledger, caller};
+use tower_idempotency::{IdempotencyLayer, Ledger, caller};
 
-use common::app::{Answer, App, Incoming, answer, event, order};
+use common::app::{Answer, App, answer, attempt, deliver, event, gated, order, until};
 use common::stores::{Fault, Step, Stores};
 
 macro_rules! promises {
@@ -76,34 +76,6 @@ fn webhook(ledger: &Ledger) -> IdempotencyLayer {
     IdempotencyLayer::webhook(ledger, header("X-Id"))
 }
 
-fn attempt(request: &Incoming) -> Attempt {
-    request.extensions().get::<Attempt>().expect("an attempt").clone()
-}
-
-/// A handler that waits until it is let go.
-fn gated(layer: &IdempotencyLayer) -> (App, Arc<Semaphore>) {
-    let gate = Arc::new(Semaphore::new(0));
-    let opened = Arc::clone(&gate);
-    let app = App::new(layer, move |_, run| {
-        let opened = Arc::clone(&opened);
-        async move {
-            opened.acquire().await?.forget();
-            answer(200, format!("run {run}"))
-        }
-    });
-    (app, gate)
-}
-
-async fn until(mut holds: impl AsyncFnMut() -> bool) {
-    timeout(Duration::from_secs(10), async {
-        while !holds().await {
-            sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await
-    .expect("it does not come true");
-}
-
 /// The store's key of the event `id`, found by a run that is not kept.
 async fn key_of(stores: &Stores, id: &str) -> Key {
     let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
@@ -117,11 +89,6 @@ async fn key_of(stores: &Stores, id: &str) -> Key {
     });
     app.send(event(id)).await;
     receiver.recv().await.unwrap()
-}
-
-/// Sends a delivery from a client of its own.
-fn deliver(app: &App, request: http::Request<common::app::Body>) -> JoinHandle<Answer> {
-    tokio::spawn(app.send(request))
 }
 
 async fn is_done(ledger: &Ledger, key: &Key) -> bool {

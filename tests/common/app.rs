@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -10,9 +11,13 @@ use futures_util::future::BoxFuture;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, Layer as _, ServiceExt as _, service_fn};
-use tower_idempotency::{IdempotencyLayer, RequestBody, ResponseBody};
+use tower_idempotency::key::Key;
+use tower_idempotency::{Attempt, IdempotencyLayer, RequestBody, ResponseBody};
 
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 pub type Incoming = Request<RequestBody<Body>>;
@@ -101,4 +106,50 @@ pub fn order(key: &str, payload: &'static str) -> Request<Body> {
 /// What a handler answers.
 pub fn answer(status: u16, text: impl Into<String>) -> Result<Response<Body>, BoxError> {
     Ok(Response::builder().status(status).body(body(text.into())).unwrap())
+}
+
+/// The handle of the attempt that a handler runs in.
+pub fn attempt(request: &Incoming) -> Attempt {
+    request.extensions().get::<Attempt>().expect("an attempt").clone()
+}
+
+/// A handler that waits until it is let go.
+pub fn gated(layer: &IdempotencyLayer) -> (App, Arc<Semaphore>) {
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    let app = App::new(layer, move |_, run| {
+        let opened = Arc::clone(&opened);
+        async move {
+            opened.acquire().await?.forget();
+            answer(200, format!("run {run}"))
+        }
+    });
+    (app, gate)
+}
+
+/// Waits until something holds, for ten seconds at most.
+pub async fn until(mut holds: impl AsyncFnMut() -> bool) {
+    timeout(Duration::from_secs(10), async {
+        while !holds().await {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("it does not come true");
+}
+
+/// Sends a delivery from a client of its own.
+pub fn deliver(app: &App, request: Request<Body>) -> JoinHandle<Answer> {
+    tokio::spawn(app.send(request))
+}
+
+/// A handler that answers with this status, and the number of its run.
+pub fn counting(layer: &IdempotencyLayer, status: u16) -> App {
+    App::new(layer, move |_, run| async move { answer(status, format!("run {run}")) })
+}
+
+/// What a layer sees of a request, for the key under which a store knows it.
+pub fn key_of(layer: &IdempotencyLayer, request: Request<Body>) -> Key {
+    let (head, _) = request.into_parts();
+    layer.key_of(&head, &Bytes::new()).expect("a key in the head")
 }

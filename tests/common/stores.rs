@@ -48,7 +48,13 @@ pub enum Fault {
     LoseRequest,
 }
 
-type Faults = Arc<Mutex<Vec<(Step, Fault, u32)>>>;
+type Faults = Arc<Mutex<Plan>>;
+
+#[derive(Default)]
+struct Plan {
+    faults: Vec<(Step, Fault, u32)>,
+    calls: Vec<Step>,
+}
 
 impl Stores {
     pub fn memory() -> Self {
@@ -76,12 +82,17 @@ impl Stores {
 
     /// The next calls of a step go wrong, so many times.
     pub fn fail(&self, step: Step, fault: Fault, times: u32) {
-        self.faults.lock().unwrap().push((step, fault, times));
+        self.faults.lock().unwrap().faults.push((step, fault, times));
     }
 
     /// From here on nothing goes wrong.
     pub fn heal(&self) {
-        self.faults.lock().unwrap().clear();
+        self.faults.lock().unwrap().faults.clear();
+    }
+
+    /// How often a step has been asked for, by all processes.
+    pub fn calls(&self, step: Step) -> usize {
+        self.faults.lock().unwrap().calls.iter().filter(|call| **call == step).count()
     }
 }
 
@@ -99,8 +110,9 @@ impl TestStore {
     }
 
     fn fault(&self, step: Step) -> Option<Fault> {
-        let mut faults = self.faults.lock().unwrap();
-        let (_, fault, left) = faults.iter_mut().find(|(of, _, left)| *of == step && *left > 0)?;
+        let mut plan = self.faults.lock().unwrap();
+        plan.calls.push(step);
+        let (_, fault, left) = plan.faults.iter_mut().find(|(of, _, left)| *of == step && *left > 0)?;
         *left -= 1;
         Some(*fault)
     }
