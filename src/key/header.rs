@@ -1,7 +1,10 @@
 //! A key in a header.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use std::borrow::Cow;
+
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use sfv::{Parser, StringRef};
 
 use super::{Malformed, Part};
 
@@ -15,9 +18,16 @@ pub enum HeaderSyntax {
         /// The longest key, in bytes.
         max_len: usize,
     },
-    /// Visible ASCII, 1 to `max_len` characters, either bare or as a quoted string (RFC 9651 §3.3.3), which are the same
-    /// key. A bare key has no comma: it could not be told from two keys that a proxy joined. Empty is malformed. The api
-    /// default, with 255 characters (draft-ietf-httpapi-idempotency-key-header-07 §2.1, Stripe).
+    /// A string of RFC 9651 §3.3.3 alone, with 1 to `max_len` characters: what
+    /// draft-ietf-httpapi-idempotency-key-header-07 §2.1 prescribes, and refuses of others. Its parameters are ignored:
+    /// `"abc";p=1` is `abc`. A bare key is malformed, and so are an empty one and a list.
+    StructuredString {
+        /// The longest key, in characters, without the quotes and the escapes.
+        max_len: usize,
+    },
+    /// Visible ASCII, 1 to `max_len` characters, either bare or as a [structured string](Self::StructuredString), which
+    /// are the same key. A bare key has no comma: it could not be told from two keys that a proxy joined. Empty is
+    /// malformed. The api default, with 255 characters (the draft, and Stripe).
     Visible {
         /// The longest key, in characters, without the quotes.
         max_len: usize,
@@ -42,44 +52,42 @@ pub(super) fn extract(
     Ok(key.map(Part::Text))
 }
 
+// === impl HeaderSyntax ===
+
 impl HeaderSyntax {
     fn parse(self, value: &HeaderValue) -> Result<Option<Bytes>, Malformed> {
         let value = value.as_bytes();
         match self {
             Self::Opaque { .. } if value.is_empty() => Ok(None),
-            Self::Opaque { max_len } if value.len() > max_len => Err(Malformed("the key is too long")),
-            Self::Opaque { .. } => Ok(Some(Bytes::copy_from_slice(value))),
+            Self::Opaque { max_len } => within(max_len, Bytes::copy_from_slice(value)),
+            Self::StructuredString { max_len } => within(max_len, structured_string(value)?),
             Self::Visible { max_len } => {
                 let key = match value {
-                    [b'"', quoted @ .., b'"'] => unquote(quoted)?,
-                    [b'"', ..] => return Err(Malformed("the key is not one quoted string")),
+                    [b'"', ..] => structured_string(value)?,
                     bare if bare.contains(&b',') => return Err(Malformed("the key is a list")),
                     bare => Bytes::copy_from_slice(bare),
                 };
-                match key.len() {
-                    0 => Err(Malformed("the key is empty")),
-                    len if len > max_len => Err(Malformed("the key is too long")),
-                    _ if !key.iter().all(u8::is_ascii_graphic) => Err(Malformed("the key is not visible ASCII")),
-                    _ => Ok(Some(key)),
+                match key.iter().all(u8::is_ascii_graphic) {
+                    true => within(max_len, key),
+                    false => Err(Malformed("the key is not visible ASCII")),
                 }
             }
         }
     }
 }
 
-/// The inside of a structured-field string, without its escapes (RFC 9651 §4.2.5).
-fn unquote(quoted: &[u8]) -> Result<Bytes, Malformed> {
-    let mut plain = BytesMut::with_capacity(quoted.len());
-    let mut bytes = quoted.iter();
-    while let Some(&byte) = bytes.next() {
-        plain.put_u8(match byte {
-            b'"' => return Err(Malformed("the key has a quote inside")),
-            b'\\' => match bytes.next() {
-                Some(&escaped @ (b'"' | b'\\')) => escaped,
-                _ => return Err(Malformed("the key has a stray backslash")),
-            },
-            byte => byte,
-        });
+fn within(max_len: usize, key: Bytes) -> Result<Option<Bytes>, Malformed> {
+    match key.len() {
+        0 => Err(Malformed("the key is empty")),
+        len if len > max_len => Err(Malformed("the key is too long")),
+        _ => Ok(Some(key)),
     }
-    Ok(plain.freeze())
+}
+
+/// What a structured-field string says, without quotes, escapes and parameters.
+fn structured_string(value: &[u8]) -> Result<Bytes, Malformed> {
+    match Parser::new(value).parse_item::<Cow<'_, StringRef>>() {
+        Ok(string) => Ok(Bytes::copy_from_slice(string.as_str().as_bytes())),
+        Err(_) => Err(Malformed("the key is not one quoted string")),
+    }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::str::FromStr;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -23,6 +24,17 @@ pub struct Json {
 
 impl Json {
     /// Parses a path that comes from configuration.
+    ///
+    /// ```
+    /// use tower_idempotency::key::{self, Json, KeySource};
+    ///
+    /// fn configured(path: &str) -> Result<KeySource, String> {
+    ///     let id = Json::parse(path).map_err(|error| format!("EVENT_ID={path}: {error}"))?;
+    ///     Ok(key::header("X-Event-Id").or(id))
+    /// }
+    /// # assert!(configured("$.data.id").is_ok());
+    /// # assert_eq!(configured("$.*").unwrap_err().split(": ").next(), Some("EVENT_ID=$.*"));
+    /// ```
     ///
     /// # Errors
     ///
@@ -71,6 +83,14 @@ impl Json {
 fn position(index: i64, length: usize) -> Option<usize> {
     let magnitude = usize::try_from(index.unsigned_abs()).ok()?;
     if index < 0 { length.checked_sub(magnitude) } else { Some(magnitude) }
+}
+
+impl FromStr for Json {
+    type Err = InvalidPath;
+
+    fn from_str(path: &str) -> Result<Self, InvalidPath> {
+        Self::parse(path)
+    }
 }
 
 /// What each of `paths` selects in `body`, in their order; `None` where it is missing.

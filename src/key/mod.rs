@@ -13,13 +13,20 @@
 //!
 //! // A header where the sender has one, else a member of the body.
 //! let shop = key::header("X-Idempotency-Key").or(key::json("$.event_id"));
-//! # let _ = (postmark, shop);
+//!
+//! // A form that a person may send twice, with a token that is new in each page.
+//! let order = key::form("token");
+//!
+//! // A parameter of the query, for senders that can configure only a URL.
+//! let cron = key::query("run");
+//! # let _ = (postmark, shop, order, cron);
 //! ```
 //!
 //! A part that is absent, JSON `null` or an empty string is *missing*, and so is a composite of which a part is
 //! missing: it never counts as an empty string, since that would make every event without an id a duplicate of the
 //! last one. `0` and `false` are keys. Only the value counts, not where an alternative found it.
 
+mod form;
 mod header;
 mod json;
 mod path;
@@ -92,7 +99,7 @@ pub fn header(name: &str) -> KeySource {
 pub fn headers(names: &[&str]) -> KeySource {
     assert!(!names.is_empty(), "a key needs at least one header name");
     let parse = |name: &&str| HeaderName::from_bytes(name.as_bytes()).expect("not a header name");
-    KeySource { rule: Rule::Header(names.iter().map(parse).collect()), paths: Vec::new() }
+    Rule::Header(names.iter().map(parse).collect()).into()
 }
 
 /// The key is a scalar member of the JSON body, whatever its `Content-Type` says.
@@ -110,6 +117,48 @@ pub fn json(path: &str) -> KeySource {
     Json::parse(path).expect("not a singular JSON path").into()
 }
 
+/// The key is a parameter of the query, such as `event` in `/hooks?event=e-1`.
+///
+/// It is read as `application/x-www-form-urlencoded` (WHATWG URL §5.1): split at `&` and `=`, `+` is a space, and names
+/// and values are percent-decoded. What counts is the exact bytes, which need not be UTF-8. A parameter that is absent or
+/// empty is missing. Two different values are malformed, be one of them empty: frameworks differ in which of the two they
+/// believe.
+///
+/// # Panics
+///
+/// If `name` is empty.
+#[must_use]
+pub fn query(name: &str) -> KeySource {
+    Rule::Query(named(name)).into()
+}
+
+/// The key is a field of a form in the body, `multipart/form-data` or `application/x-www-form-urlencoded`.
+///
+/// The rules are those of [`query`]: exact bytes; absent and empty are missing, and two different values malformed.
+///
+/// - `multipart/form-data` (RFC 7578) is what `Content-Type` says it is. It is read by `multer`, as axum reads it. A body
+///   that does not parse, to its closing delimiter, is malformed; so are a missing boundary, more than 1024 parts, and a
+///   file under this name. Other files are passed over.
+/// - Any other body is taken as urlencoded, whatever its `Content-Type` says. If that does not declare it as such, only a
+///   body of nothing but the characters of a query (RFC 3986 §3.4) is: a text inside some JSON could read `&token=…`, and
+///   is no key. Beside that, no body is malformed, so that a form may have a fallback: `form("id").or(json("$.id"))`.
+///
+/// A browser that sends a multipart form again chooses another boundary. Under the api contract that is another payload,
+/// unless the layer is told [`Payload::Ignored`](crate::fingerprint::Payload::Ignored).
+///
+/// # Panics
+///
+/// If `name` is empty.
+#[must_use]
+pub fn form(name: &str) -> KeySource {
+    KeySource { fields: vec![named(name)], ..Rule::Form(0).into() }
+}
+
+fn named(name: &str) -> String {
+    assert!(!name.is_empty(), "a key needs the name of its parameter or field");
+    name.to_owned()
+}
+
 /// The key is what a function makes of the head and the buffered body. `None` and empty values are missing.
 ///
 /// With [`stream_request_body`](crate::IdempotencyLayer::stream_request_body) the layer still buffers for it, since it
@@ -121,7 +170,7 @@ where
     K: Into<Bytes>,
 {
     let f = move |head: &request::Parts, body: &Bytes| f(head, body).map(Into::into);
-    KeySource { rule: Rule::FromFn(Arc::new(f)), paths: Vec::new() }
+    Rule::FromFn(Arc::new(f)).into()
 }
 
 // === impl Part ===

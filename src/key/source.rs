@@ -7,13 +7,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderName, request};
 
-use super::{Extracted, HeaderSyntax, Json, Malformed, Part, header, json};
+use super::{Extracted, HeaderSyntax, Json, Malformed, Part, form, header, json};
 
 /// Where the key of a request comes from. See the [module docs](super).
 #[derive(Clone, Debug)]
 pub struct KeySource {
     pub(super) rule: Rule,
-    /// Every JSON path of the rule, so that one pass over the body finds them all.
+    /// Every field of a form that the rule wants, so that one pass over the body finds them all.
+    pub(super) fields: Vec<String>,
+    /// Every JSON path of the rule, for the same reason.
     pub(super) paths: Vec<Json>,
 }
 
@@ -21,11 +23,15 @@ pub struct KeySource {
 pub(super) enum Rule {
     All(Vec<(Self, Presence)>),
     Any(Vec<Self>),
+    /// An index into the fields.
+    Form(usize),
     FromFn(Arc<KeyFn>),
     /// Any of these names; where several are there, they have to agree.
     Header(Vec<HeaderName>),
     /// An index into the paths.
     Json(usize),
+    /// A parameter of the query.
+    Query(String),
 }
 
 type KeyFn = dyn Fn(&request::Parts, &Bytes) -> Option<Bytes> + Send + Sync;
@@ -77,11 +83,12 @@ impl KeySource {
         self
     }
 
-    /// Takes over the paths of `other` and returns its rule, renumbered.
+    /// Takes over what `other` wants of the body and returns its rule, renumbered.
     fn adopt(&mut self, other: Self) -> Rule {
-        let by = self.paths.len();
+        let rule = other.rule.renumbered(self.fields.len(), self.paths.len());
+        self.fields.extend(other.fields);
         self.paths.extend(other.paths);
-        other.rule.renumbered(by)
+        rule
     }
 
     /// Whether the body has to be there before the key can be.
@@ -91,11 +98,14 @@ impl KeySource {
 
     /// The parts of the key of this request.
     pub(crate) fn extract(&self, head: &request::Parts, body: &Bytes, syntax: HeaderSyntax) -> Extracted {
-        let found = LazyCell::new(|| json::select(body, &self.paths));
+        let fields = LazyCell::new(|| form::select(&head.headers, body, &self.fields));
+        let members = LazyCell::new(|| json::select(body, &self.paths));
         let mut find = |rule: &Rule| match rule {
+            Rule::Form(index) => nth(&fields, *index),
             Rule::FromFn(f) => Ok(f(head, body).filter(|key| !key.is_empty()).map(Part::Text)),
             Rule::Header(names) => header::extract(&head.headers, names, syntax),
-            Rule::Json(index) => found.as_ref().map(|found| found[*index].clone()).map_err(|malformed| *malformed),
+            Rule::Json(index) => nth(&members, *index),
+            Rule::Query(name) => form::query(&head.uri, name),
             Rule::All(_) | Rule::Any(_) => Ok(None),
         };
         self.rule.evaluate(&mut find)
@@ -104,19 +114,33 @@ impl KeySource {
 
 impl From<Json> for KeySource {
     fn from(path: Json) -> Self {
-        Self { rule: Rule::Json(0), paths: vec![path] }
+        Self { paths: vec![path], ..Rule::Json(0).into() }
     }
+}
+
+impl From<Rule> for KeySource {
+    fn from(rule: Rule) -> Self {
+        Self { rule, fields: Vec::new(), paths: Vec::new() }
+    }
+}
+
+/// One of those that a pass over the body has found.
+fn nth(found: &Result<Vec<Option<Part>>, Malformed>, index: usize) -> Result<Option<Part>, Malformed> {
+    found.as_ref().map(|found| found[index].clone()).map_err(|malformed| *malformed)
 }
 
 // === impl Rule ===
 
 impl Rule {
-    fn renumbered(self, by: usize) -> Self {
+    /// The same rule, behind so many fields and paths of others.
+    fn renumbered(self, fields: usize, paths: usize) -> Self {
+        let renumbered = |rule: Self| rule.renumbered(fields, paths);
         match self {
-            Self::All(rules) => Self::All(rules.into_iter().map(|(rule, p)| (rule.renumbered(by), p)).collect()),
-            Self::Any(rules) => Self::Any(rules.into_iter().map(|rule| rule.renumbered(by)).collect()),
-            Self::Json(index) => Self::Json(index + by),
-            rule @ (Self::FromFn(_) | Self::Header(_)) => rule,
+            Self::All(rules) => Self::All(rules.into_iter().map(|(rule, p)| (renumbered(rule), p)).collect()),
+            Self::Any(rules) => Self::Any(rules.into_iter().map(renumbered).collect()),
+            Self::Form(index) => Self::Form(index + fields),
+            Self::Json(index) => Self::Json(index + paths),
+            rule @ (Self::FromFn(_) | Self::Header(_) | Self::Query(_)) => rule,
         }
     }
 
@@ -124,8 +148,8 @@ impl Rule {
         match self {
             Self::All(rules) => rules.iter().any(|(rule, _)| rule.reads_body()),
             Self::Any(rules) => rules.iter().any(Self::reads_body),
-            Self::FromFn(_) | Self::Json(_) => true,
-            Self::Header(_) => false,
+            Self::Form(_) | Self::FromFn(_) | Self::Json(_) => true,
+            Self::Header(_) | Self::Query(_) => false,
         }
     }
 
@@ -152,7 +176,9 @@ impl Rule {
                 }
                 Ok(None)
             }
-            leaf @ (Self::FromFn(_) | Self::Header(_) | Self::Json(_)) => Ok(find(leaf)?.map(|part| vec![part])),
+            leaf @ (Self::Form(_) | Self::FromFn(_) | Self::Header(_) | Self::Json(_) | Self::Query(_)) => {
+                Ok(find(leaf)?.map(|part| vec![part]))
+            }
         }
     }
 }
@@ -162,9 +188,11 @@ impl fmt::Debug for Rule {
         match self {
             Self::All(rules) => f.debug_tuple("All").field(rules).finish(),
             Self::Any(rules) => f.debug_tuple("Any").field(rules).finish(),
+            Self::Form(index) => f.debug_tuple("Form").field(index).finish(),
             Self::FromFn(_) => f.write_str("FromFn"),
             Self::Header(names) => f.debug_tuple("Header").field(names).finish(),
             Self::Json(index) => f.debug_tuple("Json").field(index).finish(),
+            Self::Query(name) => f.debug_tuple("Query").field(name).finish(),
         }
     }
 }

@@ -170,6 +170,7 @@ fn api_header_keys_are_visible_ascii_quoted_or_bare() {
     assert_eq!(one(b"abc"), Ok(Some(vec![text("abc")])));
     assert_eq!(one(b"\"abc\""), one(b"abc"));
     assert_eq!(one(br#""a\"\\,""#), Ok(Some(vec![text(r#"a"\,"#)])));
+    assert_eq!(one(b"\"abc\";p=1;q"), one(b"abc"));
     assert_eq!(one(&[b'k'; 255]), Ok(Some(vec![text(&"k".repeat(255))])));
     for bad in [
         &b""[..],
@@ -183,11 +184,56 @@ fn api_header_keys_are_visible_ascii_quoted_or_bare() {
         b"a b",
         b"\xffa",
         b"a\tb",
-        b"\"abc\";p=1",
+        b"\"abc\";P=1",
+        b"\"a b\"",
+        b"\"a\", \"a\"",
         &[b'k'; 256],
     ] {
         assert!(malformed(&one(bad)), "{bad:?}");
     }
+}
+
+#[test]
+fn structured_header_keys_are_quoted_strings_alone() {
+    let id = headers(&["Idempotency-Key", "X-Idempotency-Key"]);
+    let strict = HeaderSyntax::StructuredString { max_len: 10 };
+    let one = |value: &[u8]| of_headers(&id, &[("idempotency-key", value)], strict);
+    assert_eq!(one(b"\"abc\""), Ok(Some(vec![text("abc")])));
+    assert_eq!(one(b"\"abc\";p=1"), one(b"\"abc\""));
+    assert_eq!(one(b" \"abc\" "), one(b"\"abc\""));
+    assert_eq!(one(br#""a \"\\,""#), Ok(Some(vec![text(r#"a "\,"#)])));
+    // The escapes do not count.
+    assert_eq!(one(&[&b"\""[..], &br"\\".repeat(10), b"\""].concat()), Ok(Some(vec![text(&r"\".repeat(10))])));
+    assert_eq!(of_headers(&id, &[], strict), Ok(None));
+    for bad in [
+        &b""[..],
+        b"abc",
+        b"\"\"",
+        b"\"abc",
+        b"\"abc\", \"abc\"",
+        b"(\"abc\")",
+        b"\"abc\" ;p=1",
+        b"\"a\"b",
+        b"\"\xff\"",
+        b"\"a\tb\"",
+        b":YWJj:",
+        b"%\"abc\"",
+        b"1",
+        b"\"12345678901\"",
+    ] {
+        assert!(malformed(&one(bad)), "{bad:?}");
+    }
+    let two = |a: &[u8], b: &[u8]| of_headers(&id, &[("idempotency-key", a), ("idempotency-key", b)], strict);
+    assert_eq!(two(b"\"abc\"", b"\"abc\";p=1"), one(b"\"abc\""));
+    assert!(malformed(&two(b"\"abc\"", b"abc")));
+    assert!(malformed(&two(b"\"abc\"", b"\"abd\"")));
+}
+
+#[test]
+fn paths_come_from_configuration_too() {
+    let id: Json = "$.id".parse().unwrap();
+    assert_eq!(of_body(&id.into(), r#"{"id":1}"#), Ok(Some(vec![number("1")])));
+    assert!("$.*".parse::<Json>().is_err());
 }
 
 #[test]
