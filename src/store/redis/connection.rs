@@ -84,6 +84,14 @@ struct Call<'a> {
     answered: bool,
 }
 
+/// Connects, in bounded time.
+pub(super) async fn open(client: &Client, config: AsyncConnectionConfig) -> RedisResult<MultiplexedConnection> {
+    let config = config.set_connection_timeout(Some(CONNECT_TIMEOUT));
+    let connected = client.get_multiplexed_async_connection_with_config(&config);
+    let too_long = |_| Err(RedisError::from((ErrorKind::Io, "connecting took too long")));
+    tokio::time::timeout(CONNECT_TIMEOUT, connected).await.unwrap_or_else(too_long)
+}
+
 // === impl Connector ===
 
 impl Connector {
@@ -130,14 +138,8 @@ impl Connector {
     fn connect(&self) -> Connecting {
         let (client, state) = (self.client.clone(), Arc::clone(&self.state));
         let task = tokio::spawn(async move {
-            let config = AsyncConnectionConfig::new()
-                .set_connection_timeout(Some(CONNECT_TIMEOUT))
-                .set_response_timeout(Some(RESPONSE_TIMEOUT));
-            let connected = client.get_multiplexed_async_connection_with_config(&config);
-            let connected = match tokio::time::timeout(CONNECT_TIMEOUT, connected).await {
-                Ok(connected) => connected.map(Connection::new),
-                Err(_) => Err(RedisError::from((ErrorKind::Io, "connecting took too long"))),
-            };
+            let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
+            let connected = open(&client, config).await.map(Connection::new);
             lock(&state).connected(&connected);
             connected
         });

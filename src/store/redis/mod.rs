@@ -8,11 +8,13 @@
 //! persistence.
 //!
 //! Least rights for an ACL user, with the default prefix:
-//! `~idempotency:* &idempotency:* +set +get +pttl +getrange +exists +pexpire +eval +evalsha +publish`, and `+select` for
-//! another database than 0.
+//! `~idempotency:* &idempotency:* +set +get +pttl +getrange +exists +pexpire +eval +evalsha +publish +subscribe
+//! +unsubscribe`, and `+select` for another database than 0. Without the rights to the channels, or on a server or through a
+//! proxy that knows no RESP3, duplicates that wait for another process look every 50 to 250 ms instead of being woken.
 
 mod connection;
 mod layout;
+mod push;
 mod script;
 
 use std::sync::Arc;
@@ -25,16 +27,19 @@ use redis::{Client, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Valu
 
 use self::connection::{Connector, Failure};
 use self::layout::{Corrupt, Phase, millis};
+use self::push::Push;
 use self::script::{AllowOom, Script};
 use super::{Claim, Claimed, Entry, Forgotten, Hold, State, Store, StoreError};
 use crate::key::Key;
 
 const PREFIX: &str = "idempotency";
 
-/// Claims and records in Redis (6.2 and later) or Valkey. Cheap to clone; clones share one connection.
+/// Claims and records in Redis (6.2 and later) or Valkey. Cheap to clone; clones share their connections: one, and another
+/// while somebody waits for other processes.
 #[derive(Clone, Debug)]
 pub struct RedisStore {
     connector: Arc<Connector>,
+    push: Arc<Push>,
     prefix: Arc<str>,
     /// The server is older than 7.0: it has no `SET` with both `NX` and `GET`, and its scripts have no flags.
     before_7: Arc<AtomicBool>,
@@ -61,8 +66,14 @@ impl RedisStore {
         let client = Client::open(url).map_err(InvalidUrl)?;
         let nodelay = TcpSettings::default().set_nodelay(true);
         let info = client.get_connection_info().clone().set_tcp_settings(nodelay);
+        let push = Push::new(info.clone()).map_err(InvalidUrl)?;
         let client = Client::open(info).map_err(InvalidUrl)?;
-        Ok(Self { connector: Arc::new(Connector::new(client)), prefix: PREFIX.into(), before_7: Arc::default() })
+        Ok(Self {
+            connector: Arc::new(Connector::new(client)),
+            push: Arc::new(push),
+            prefix: PREFIX.into(),
+            before_7: Arc::default(),
+        })
     }
 
     /// What the names of all keys begin with, before a colon. Default: `idempotency`.
@@ -212,9 +223,8 @@ impl Store for RedisStore {
         }
     }
 
-    async fn changed(&self, _: &Key) {
-        // No hint yet: whoever waits polls.
-        std::future::pending().await
+    async fn changed(&self, key: &Key) {
+        self.push.changed(&self.name(key)).await;
     }
 }
 
