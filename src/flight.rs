@@ -8,6 +8,8 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -17,7 +19,9 @@ use crate::ledger::{Gauge, Ledger, Ticket};
 use crate::lock::lock;
 use crate::record::Record;
 
-/// The pauses between two looks at a key that another process runs, before jitter.
+/// The pauses between two looks at a key that another process runs, before jitter. The first is also the least between
+/// two looks that hints of the store bring about: a hint is followed at once, also right after a look that was due, so
+/// that in the long run there is one look per such pause at most, and for a moment there may be one more.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_millis(250);
 
@@ -45,6 +49,11 @@ struct Course {
     failures: u32,
     pause: Duration,
     next_look: Instant,
+    /// From when on a hint is followed.
+    next_hinted: Instant,
+    /// The store's next hint. It stays from one look to the next, so that nothing that happens during a look is missed and
+    /// the store has one watcher per key, not one after the other.
+    hint: Option<BoxFuture<'static, ()>>,
 }
 
 #[derive(Clone)]
@@ -154,16 +163,13 @@ impl Seat {
                     }
                 }
                 _ = self.news.changed() => {}
-                () = self.membership.ledger.store().changed(&self.membership.key), if course.is_some() => {
-                    if let Some(course) = &mut course {
-                        course.next_look = now;
-                    }
-                }
                 () = sleep_until(next_look.unwrap_or(patience).min(patience)) => {
                     if Instant::now() >= patience {
                         return Turn::OutOfPatience;
                     }
                 }
+                // Last, so that who may not wait at all makes no store watch.
+                () = self.membership.hinted(course.as_deref_mut()) => {}
             }
         }
     }
@@ -177,6 +183,11 @@ impl Seat {
 // === impl Lead ===
 
 impl Lead {
+    /// This process runs the key: what other processes do to it is of no interest.
+    pub(crate) fn running_here(&mut self) {
+        self.course.hint = None;
+    }
+
     /// Another process runs the key. Whoever leads next looks again, later and later, but not long after the lease ends.
     pub(crate) fn running_elsewhere(mut self, fingerprint: Option<Fingerprint>, lease_left: Duration) {
         let pause = self.course.pause.mul_f64(rand::random_range(1.0..1.5)).min(lease_left + FIRST_PAUSE);
@@ -238,6 +249,28 @@ impl Membership {
         Self { ledger: self.ledger.clone(), key: self.key, flight: Arc::clone(&self.flight) }
     }
 
+    /// Waits for a hint of the store and brings the next look forward, for whoever has the course of the flight. Dropped
+    /// halfway, it loses nothing.
+    async fn hinted(&self, course: Option<&mut Course>) {
+        let Some(course) = course.filter(|course| course.next_hinted < course.next_look) else {
+            return std::future::pending().await;
+        };
+        course.hint.get_or_insert_with(|| self.next_hint()).await;
+        // Waits for the next one before anybody looks.
+        let mut next = self.next_hint();
+        course.hint = (&mut next).now_or_never().is_none().then_some(next);
+        let look = course.next_hinted.max(Instant::now());
+        if look < course.next_look {
+            course.next_look = look;
+            course.next_hinted = look + FIRST_PAUSE;
+        }
+    }
+
+    fn next_hint(&self) -> BoxFuture<'static, ()> {
+        let (ledger, key) = (self.ledger.clone(), self.key);
+        async move { ledger.store().changed(&key).await }.boxed()
+    }
+
     /// Takes the flight off the map, so that whoever comes next starts a new one.
     fn retire(&self) {
         let mut flights = self.ledger.flights().lock();
@@ -273,7 +306,8 @@ impl Flights {
 
 impl Flight {
     fn new(ledger: &Ledger) -> Arc<Self> {
-        let course = Course { failures: 0, pause: FIRST_PAUSE, next_look: Instant::now() };
+        let now = Instant::now();
+        let course = Course { failures: 0, pause: FIRST_PAUSE, next_look: now, next_hinted: now, hint: None };
         Arc::new(Self {
             lead: Arc::new(tokio::sync::Mutex::new(course)),
             news: watch::Sender::new(News::Claiming),

@@ -108,7 +108,7 @@ impl<S> Idempotency<S> {
         loop {
             let turn = seat.turn(patience).await;
             report.waited(seat.has_waited());
-            let lead = match turn {
+            let mut lead = match turn {
                 Turn::Lead(lead) => lead,
                 Turn::Landed(Landing::Done { fingerprint: first, record }) => {
                     return Ok(self.replay(&record, seat.differs_from(first), report));
@@ -127,6 +127,7 @@ impl<S> Idempotency<S> {
             match Lease::ask(&self.ledger, keys, &self.policy.claim(fingerprint)).await {
                 Ok(Asked::Acquired(lease)) => {
                     drop(seat);
+                    lead.running_here();
                     let run = Run::new(self.policy, lease, lead, failed, ticket);
                     return run.start(self.inner, Request::from_parts(head, body), report).await;
                 }
