@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test panics where it fails")]
 
 pub mod app;
+pub mod observed;
 pub mod proxy;
 pub mod redis;
 pub mod stores;

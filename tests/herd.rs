@@ -1,0 +1,167 @@
+//! Ten thousand duplicates of one event, in four processes: one run, and everybody is told when it ends.
+//!
+//! `cargo test --release --test herd -- --nocapture` shows how long after the end of the run they are told. What a machine
+//! that does other things takes for it is not asserted.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test panics where it fails")]
+#![allow(clippy::print_stdout, reason = "it measures")]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::env;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use redis::AsyncCommands as _;
+use serde::{Deserialize, Serialize};
+use tokio::time::{sleep, timeout};
+use tower_idempotency::key::header;
+use tower_idempotency::{IdempotencyLayer, Ledger, RedisStore};
+
+use common::app::{Answer, App, answer, event};
+use common::observed::{Observed, assert_paced, micros};
+use common::redis::RedisServer;
+
+const PROCESSES: usize = 4;
+const EACH: usize = 2500;
+
+/// Long enough for whoever waits to have slowed down.
+const RUN: Duration = Duration::from_secs(2);
+const LONG: Duration = Duration::from_secs(120);
+
+const URL: &str = "HERD_REDIS_URL";
+
+/// What a process has to tell.
+#[derive(Debug, Deserialize, Serialize)]
+struct Report {
+    runs: u32,
+    replays: usize,
+    /// The answers that differ.
+    answers: BTreeSet<String>,
+    answered: Vec<u64>,
+    looks: Vec<u64>,
+    hints: usize,
+    completed: Option<u64>,
+}
+
+/// A process that does not outlive the test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "one of the processes that the other test starts"]
+async fn process() {
+    let Ok(url) = env::var(URL) else { return };
+    let mut redis = redis::Client::open(&*url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let store = Observed::new(RedisStore::new(&url).unwrap());
+    let ledger = Ledger::new(store.clone()).max_waiting(EACH).max_waiting_per_key(EACH);
+    let layer = IdempotencyLayer::webhook(&ledger, header("X-Id")).patience(LONG);
+    let connection = redis.clone();
+    let app = App::new(&layer, move |_, _| {
+        let mut redis = connection.clone();
+        async move {
+            while redis.get::<_, Option<usize>>("ready").await? != Some(PROCESSES) {
+                sleep(Duration::from_millis(20)).await;
+            }
+            // At any time within the pauses between two looks.
+            sleep(RUN + Duration::from_millis(rand::random_range(0..400))).await;
+            let mut response = answer(200, format!("order {}", rand::random::<u64>()))?;
+            response.headers_mut().insert("location", "/orders/1".parse()?);
+            Ok(response)
+        }
+    });
+    let deliveries = (0..EACH).map(|_| {
+        let delivery = app.send(event("e"));
+        tokio::spawn(async { (delivery.await, micros()) })
+    });
+    let deliveries: Vec<_> = deliveries.collect();
+    let (all, all_but_one) = (format!("waiting: {EACH},"), format!("waiting: {},", EACH - 1));
+    let waiting = async {
+        loop {
+            let ledger = format!("{ledger:?}");
+            if ledger.contains(&all) || app.runs() == 1 && ledger.contains(&all_but_one) {
+                break;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LONG, waiting).await.expect("they do not wait");
+    redis.incr::<_, _, ()>("ready", 1).await.unwrap();
+    let answers: Vec<(Answer, u64)> = join_all(deliveries).await.into_iter().map(Result::unwrap).collect();
+    let report = Report {
+        runs: app.runs(),
+        replays: answers.iter().filter(|(answer, _)| answer.is_replayed()).count(),
+        answers: answers.iter().map(|(answer, _)| kept(answer)).collect(),
+        answered: answers.iter().map(|(_, at)| *at).collect(),
+        looks: store.looks(),
+        hints: store.hints(),
+        completed: store.completed(),
+    };
+    redis.rpush::<_, _, ()>("reports", serde_json::to_string(&report).unwrap()).await.unwrap();
+}
+
+/// What every duplicate has to be told.
+fn kept(answer: &Answer) -> String {
+    format!("{} {:?} {:?}", answer.status, answer.headers.get("location"), answer.body)
+}
+
+#[tokio::test]
+async fn ten_thousand_duplicates_in_four_processes_are_one_run_and_few_looks() {
+    let server = RedisServer::start();
+    let start = |_| {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args(["--exact", "process", "--ignored"]).env(URL, server.url()).stdout(Stdio::null());
+        Process(command.spawn().unwrap())
+    };
+    let mut processes: Vec<Process> = (0..PROCESSES).map(start).collect();
+    let finished = async {
+        for process in &mut processes {
+            let status = loop {
+                match process.0.try_wait().unwrap() {
+                    Some(status) => break status,
+                    None => sleep(Duration::from_millis(20)).await,
+                }
+            };
+            assert!(status.success());
+        }
+    };
+    timeout(2 * LONG, finished).await.expect("a process does not end");
+
+    let reports: Vec<String> = server.client().await.lrange("reports", 0, -1).await.unwrap();
+    let reports: Vec<Report> = reports.iter().map(|report| serde_json::from_str(report).unwrap()).collect();
+    assert_eq!(reports.len(), PROCESSES);
+    assert_eq!(reports.iter().map(|report| report.runs).sum::<u32>(), 1);
+    assert_eq!(reports.iter().map(|report| report.replays).sum::<usize>(), PROCESSES * EACH - 1);
+    let answers: BTreeSet<&String> = reports.iter().flat_map(|report| &report.answers).collect();
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    let completed = reports.iter().find_map(|report| report.completed).expect("one has run");
+    for report in &reports {
+        assert_paced(&report.looks);
+        let after = report.looks.iter().filter(|look| **look > completed).count();
+        assert!(after <= 2, "{after} looks after the end");
+        assert_eq!(report.runs == 1, report.looks.len() == 1, "who runs it does not look, who waits does");
+    }
+    // That all others happen to look on their own in the moment of the end is out of the question.
+    assert!(reports.iter().any(|report| report.hints > 0), "nobody was woken");
+
+    for report in &reports {
+        let mut answered = report.answered.clone();
+        answered.sort_unstable();
+        let first = answered[0].saturating_sub(completed);
+        let looks = report.looks.len();
+        println!("runs {}, looks {looks}, hints {}, first answer {first} us", report.runs, report.hints);
+    }
+    let mut answered: Vec<u64> =
+        reports.iter().flat_map(|report| &report.answered).map(|at| at.saturating_sub(completed)).collect();
+    answered.sort_unstable();
+    let [p50, p99] = [50, 99].map(|percent| answered[answered.len() * percent / 100 - 1]);
+    println!("answered after the end of the run: p50 {p50} us, p99 {p99} us, last {} us", answered[answered.len() - 1]);
+}
