@@ -60,7 +60,11 @@ struct Course {
 enum News {
     Claiming,
     Landed(Landing),
-    Running(Option<Fingerprint>),
+    Running {
+        fingerprint: Option<Fingerprint>,
+        /// When the lease ends that another process has.
+        lease_until: Option<Instant>,
+    },
 }
 
 /// How a flight ended for those who waited.
@@ -104,7 +108,8 @@ pub(crate) enum Turn {
     Landed(Landing),
     Lead(Lead),
     Mismatch,
-    OutOfPatience,
+    /// With when the lease ends that another process has.
+    OutOfPatience(Option<Instant>),
 }
 
 // === impl Seat ===
@@ -136,13 +141,15 @@ impl Seat {
         let flight = Arc::clone(&self.membership.flight);
         let mut lead = pin!(Arc::clone(&flight.lead).lock_owned());
         let mut course = None;
+        let mut lease_until = None;
         loop {
             let news = self.news.borrow_and_update().clone();
             match news {
                 News::Landed(Landing::Done { fingerprint, .. }) if self.refuses(fingerprint) => return Turn::Mismatch,
                 News::Landed(landing) => return Turn::Landed(landing),
-                News::Running(fingerprint) if self.refuses(fingerprint) => return Turn::Mismatch,
-                News::Claiming | News::Running(_) => {}
+                News::Running { fingerprint, .. } if self.refuses(fingerprint) => return Turn::Mismatch,
+                News::Claiming => {}
+                News::Running { lease_until: until, .. } => lease_until = until,
             }
             let now = Instant::now();
             let next_look = course.as_ref().map(|course: &OwnedMutexGuard<Course>| course.next_look);
@@ -165,7 +172,7 @@ impl Seat {
                 _ = self.news.changed() => {}
                 () = sleep_until(next_look.unwrap_or(patience).min(patience)) => {
                     if Instant::now() >= patience {
-                        return Turn::OutOfPatience;
+                        return Turn::OutOfPatience(lease_until);
                     }
                 }
                 // Last, so that who may not wait at all makes no store watch.
@@ -193,16 +200,18 @@ impl Lead {
         let pause = self.course.pause.mul_f64(rand::random_range(1.0..1.5)).min(lease_left + FIRST_PAUSE);
         self.course.next_look = Instant::now() + pause;
         self.course.pause = (self.course.pause * 2).min(LAST_PAUSE);
-        self.running(fingerprint);
+        self.tell_running(fingerprint, Some(Instant::now() + lease_left));
     }
 
     /// Lets those who wait compare their payload with that of the attempt.
     pub(crate) fn running(&self, fingerprint: Option<Fingerprint>) {
+        self.tell_running(fingerprint, None);
+    }
+
+    fn tell_running(&self, fingerprint: Option<Fingerprint>, lease_until: Option<Instant>) {
         self.membership.flight.news.send_if_modified(|news| {
-            let known = matches!(news, News::Running(there) if *there == fingerprint);
-            if !known {
-                *news = News::Running(fingerprint);
-            }
+            let known = matches!(news, News::Running { fingerprint: there, .. } if *there == fingerprint);
+            *news = News::Running { fingerprint, lease_until };
             !known
         });
     }

@@ -255,6 +255,12 @@ impl Policy {
         self.other_payload == OnOtherPayload::Refuse
     }
 
+    /// When a key that another process runs will be free, where that can be told: its lease has not been renewed when it
+    /// should have been. As long as it is renewed, its attempt may end at any moment.
+    pub(crate) fn free_at(&self, lease_until: Option<Instant>) -> Option<Instant> {
+        lease_until.filter(|until| until.saturating_duration_since(Instant::now()) < self.lease / 2)
+    }
+
     /// Whether an outcome is kept. A predicate that panics says nothing, and what has run must not run again for that.
     pub(crate) fn keeps(&self, status: StatusCode) -> bool {
         catch_unwind(AssertUnwindSafe(|| (self.keeps)(status))).unwrap_or_else(|_| {

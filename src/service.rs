@@ -118,7 +118,10 @@ impl<S> Idempotency<S> {
                 // It was seen, so not even a bypass may run it.
                 Turn::Landed(Landing::Unreadable) => return Ok(self.refuse(Rejection::StoreUnavailable, report)),
                 Turn::Mismatch => return Ok(self.refuse(Rejection::KeyReused, report)),
-                Turn::OutOfPatience => return Ok(self.refuse(Rejection::Running, report)),
+                Turn::OutOfPatience(lease_until) => {
+                    report.close(Outcome::Refused(Rejection::Running));
+                    return Ok(self.policy.refuse_until(Rejection::Running, self.policy.free_at(lease_until)));
+                }
                 Turn::Full => return Ok(self.refuse(Rejection::Overloaded, report)),
             };
             let Some(ticket) = self.ledger.attempt() else {

@@ -14,7 +14,7 @@ use tower_idempotency::key::header;
 use tower_idempotency::store::{Forgotten, State};
 use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore, caller, fingerprint};
 
-use crate::common::app::{Answer, App, Body, answer, deliver, event, gated, key_of, order, until};
+use crate::common::app::{Answer, App, Body, answer, counting, deliver, event, gated, key_of, order, until};
 use crate::common::stores::{Step, Stores};
 
 on_every_store! {
@@ -26,6 +26,7 @@ on_every_store! {
     f09_other_keys_are_not_kept_waiting
     f11_a_retry_after_a_failure_runs_with_its_own_answer
     f15_the_state_of_a_key_can_be_shown
+    when_to_come_again_is_when_the_lease_of_a_dead_process_ends
 }
 
 type Duplicate = fn() -> Request<Body>;
@@ -176,4 +177,22 @@ async fn f15_the_state_of_a_key_can_be_shown(stores: Stores) {
     gate.add_permits(1);
     first.await.unwrap();
     assert_eq!((shown().await, app.runs()), (201, 1));
+}
+
+async fn when_to_come_again_is_when_the_lease_of_a_dead_process_ends(stores: Stores) {
+    use tower_idempotency::store::{Claim, Store as _};
+    let lease = Duration::from_secs(60);
+    let layer = webhook(&stores.ledger()).lease(lease).patience(TICK);
+    let key = key_of(&layer, event("e"));
+    // A claim that has not been renewed when it should have been: who made it is gone.
+    let mut claim = Claim::new(Duration::from_secs(20), lease * 100);
+    stores.store().claim(&key, &claim).await.unwrap();
+    let refused = counting(&layer, 200).send(event("e")).await;
+    assert_eq!(refused.status, 503);
+    assert!((18..=20).contains(&retry_after(&refused)), "{}", retry_after(&refused));
+    // One that has may be done any moment.
+    claim.lease = lease;
+    claim.attempt = 1;
+    stores.store().renew(&key, &claim).await.unwrap();
+    assert_eq!(retry_after(&counting(&layer, 200).send(event("e")).await), 1);
 }
