@@ -220,3 +220,61 @@ mod tests {
         assert!(Record::decode(&Bytes::from_static(b"rubbish under the key")).is_err());
     }
 }
+
+#[cfg(test)]
+mod properties {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::test_runner::Config;
+
+    use super::*;
+
+    fn headers() -> impl Strategy<Value = HeaderMap> {
+        let name = "[a-c!#$%&'*+.^_`|~-]{1,2}".prop_map(|name| HeaderName::from_bytes(name.as_bytes()).unwrap());
+        let byte = prop_oneof![Just(b'\t'), b' '..=b'~', 0x80..=0xff_u8];
+        let value = vec(byte, 0..12).prop_map(|value| HeaderValue::from_bytes(&value).unwrap());
+        vec((name, value), 0..8).prop_map(HeaderMap::from_iter)
+    }
+
+    fn record() -> impl Strategy<Value = Record> {
+        let body = vec(any::<u8>(), 0..40).prop_map(Bytes::from);
+        let kept = (body, proptest::option::of(headers()));
+        let kept = kept.prop_map(|(body, trailers)| Content::Kept { body, trailers });
+        let content = prop_oneof![3 => kept, 1 => Just(Content::Tombstone)];
+        let status = (200..=999_u16).prop_map(|status| StatusCode::from_u16(status).unwrap());
+        (status, headers(), content).prop_map(|(status, headers, content)| Record { status, headers, content })
+    }
+
+    /// Reads what may be no record, and whatever it is read as is read again as the same.
+    fn read(bytes: &Bytes) {
+        if let Ok(record) = Record::decode(bytes) {
+            assert_eq!(Record::decode(&record.encode()), Ok(record));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(Config { cases: 2000, failure_persistence: None, ..Config::default() })]
+
+        #[test]
+        fn what_is_written_is_read(record in record()) {
+            prop_assert_eq!(Record::decode(&record.encode()), Ok(record));
+        }
+
+        #[test]
+        fn nothing_that_is_read_is_a_panic(
+            record in record(),
+            changes in vec((any::<proptest::sample::Index>(), any::<u8>()), 0..4),
+            cut in any::<proptest::sample::Index>(),
+            rubbish in vec(any::<u8>(), 0..60),
+        ) {
+            let mut changed = record.encode().to_vec();
+            for (at, byte) in changes {
+                *at.get_mut(&mut changed) = byte;
+            }
+            read(&Bytes::from(changed.clone()));
+            changed.truncate(cut.index(changed.len() + 1));
+            read(&[&changed[..], &rubbish].concat().into());
+            read(&rubbish.into());
+        }
+    }
+}

@@ -191,4 +191,6 @@ impl Part {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
