@@ -14,8 +14,9 @@ use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::fingerprint::Fingerprint;
+use crate::gauge::{Gauge, Ticket};
 use crate::key::Key;
-use crate::ledger::{Gauge, Ledger, Ticket};
+use crate::ledger::Ledger;
 use crate::lock::lock;
 use crate::record::Record;
 
@@ -182,7 +183,7 @@ impl Seat {
     }
 
     fn start_waiting(&mut self) -> bool {
-        self.waiting = self.membership.ledger.waiting().zip(self.membership.flight.waiting.take());
+        self.waiting = self.membership.ledger.wait_ticket().zip(self.membership.flight.waiting.take());
         self.waiting.is_some()
     }
 }

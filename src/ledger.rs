@@ -9,6 +9,7 @@ use tokio_util::task::task_tracker::{TaskTracker, TaskTrackerToken};
 
 use crate::fingerprint::Fingerprint;
 use crate::flight::Flights;
+use crate::gauge::{Gauge, Ticket};
 use crate::key::{Key, Keys};
 use crate::record::Record;
 use crate::store::erased::{ErasedStore, StoreFuture};
@@ -40,15 +41,6 @@ struct Inner {
     tasks: TaskTracker,
     draining: AtomicBool,
 }
-
-/// Counts what there may only be so many of.
-pub(crate) struct Gauge {
-    used: AtomicUsize,
-    max: AtomicUsize,
-}
-
-/// One of those, until it is dropped.
-pub(crate) struct Ticket(Arc<Gauge>);
 
 /// The right to start an attempt.
 pub(crate) struct AttemptTicket {
@@ -96,7 +88,7 @@ impl Ledger {
     /// Default: 1024.
     #[must_use]
     pub fn max_in_flight(self, attempts: usize) -> Self {
-        self.0.in_flight.max.store(attempts, Ordering::Relaxed);
+        self.0.in_flight.limit(attempts);
         self
     }
 
@@ -104,7 +96,7 @@ impl Ledger {
     /// beyond, they do, so that handlers that hang stay bounded. Default: 1024.
     #[must_use]
     pub fn max_overdue(self, attempts: usize) -> Self {
-        self.0.overdue.max.store(attempts, Ordering::Relaxed);
+        self.0.overdue.limit(attempts);
         self
     }
 
@@ -112,7 +104,7 @@ impl Ledger {
     /// Default: 8192.
     #[must_use]
     pub fn max_waiting(self, duplicates: usize) -> Self {
-        self.0.waiting.max.store(duplicates, Ordering::Relaxed);
+        self.0.waiting.limit(duplicates);
         self
     }
 
@@ -127,7 +119,7 @@ impl Ledger {
     /// beyond runs out by itself. Default: 1024.
     #[must_use]
     pub fn max_given_up(self, claims: usize) -> Self {
-        self.0.given_up.max.store(claims, Ordering::Relaxed);
+        self.0.given_up.limit(claims);
         self
     }
 
@@ -154,7 +146,20 @@ impl Ledger {
         self.0.draining.store(true, Ordering::SeqCst);
         self.0.tasks.close();
         let drained = tokio::time::timeout(timeout, self.0.tasks.wait()).await;
-        drained.map_err(|_| StillRunning { attempts: self.0.in_flight.used() + self.0.overdue.used() })
+        drained.map_err(|_| StillRunning { attempts: self.in_flight() + self.0.overdue.used() })
+    }
+
+    /// How many attempts run now, of [`max_in_flight`](Self::max_in_flight); those [overdue](Self::max_overdue) do not count.
+    /// For a page that shows how the process is doing: it has changed by the time it is read.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.0.in_flight.used()
+    }
+
+    /// How many duplicates wait now for attempts that run, of [`max_waiting`](Self::max_waiting).
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.0.waiting.used()
     }
 
     /// What the store knows of a key, as an event or [`Attempt::key`](crate::Attempt::key) showed it.
@@ -205,7 +210,7 @@ impl Ledger {
         &self.0.flights
     }
 
-    pub(crate) fn waiting(&self) -> Option<Ticket> {
+    pub(crate) fn wait_ticket(&self) -> Option<Ticket> {
         self.0.waiting.take()
     }
 
@@ -249,35 +254,10 @@ pub(crate) async fn bounded_by<T>(timeout: Duration, call: StoreFuture<'_, T>) -
 impl fmt::Debug for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ledger")
-            .field("in_flight", &self.0.in_flight.used())
-            .field("waiting", &self.0.waiting.used())
+            .field("in_flight", &self.in_flight())
+            .field("waiting", &self.waiting())
             .field("draining", &self.is_draining())
             .finish_non_exhaustive()
-    }
-}
-
-// === impl Gauge ===
-
-impl Gauge {
-    fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), max: AtomicUsize::new(max) })
-    }
-
-    fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn take(self: &Arc<Self>) -> Option<Ticket> {
-        let max = self.max.load(Ordering::Relaxed);
-        let take = |used| (used < max).then_some(used + 1);
-        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
-        taken.is_ok().then(|| Ticket(Arc::clone(self)))
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.0.used.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

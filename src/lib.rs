@@ -99,6 +99,7 @@ mod collect;
 mod digest;
 pub mod fingerprint;
 mod flight;
+mod gauge;
 mod intake;
 mod kept;
 pub mod key;
