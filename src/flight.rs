@@ -19,6 +19,7 @@ use crate::key::Key;
 use crate::ledger::Ledger;
 use crate::lock::lock;
 use crate::record::Record;
+use crate::telemetry::Report;
 
 /// The pauses between two looks at a key that another process runs, before jitter. The first is also the least between
 /// two looks that hints of the store bring about: a hint is followed at once, also right after a look that was due, so
@@ -123,7 +124,7 @@ impl Seat {
     }
 
     /// Whether this request has had to wait.
-    pub(crate) fn has_waited(&self) -> bool {
+    fn has_waited(&self) -> bool {
         self.waiting.is_some()
     }
 
@@ -138,7 +139,7 @@ impl Seat {
     }
 
     /// Waits for the flight to land or for the lead; the first to come has it at once.
-    pub(crate) async fn turn(&mut self, patience: Instant) -> Turn {
+    pub(crate) async fn turn(&mut self, patience: Instant, report: &mut Report) -> Turn {
         let flight = Arc::clone(&self.membership.flight);
         let mut lead = pin!(Arc::clone(&flight.lead).lock_owned());
         let mut course = None;
@@ -169,6 +170,7 @@ impl Seat {
                     if !self.start_waiting() {
                         return Turn::Full;
                     }
+                    report.waits();
                 }
                 _ = self.news.changed() => {}
                 () = sleep_until(next_look.unwrap_or(patience).min(patience)) => {

@@ -3,20 +3,26 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::telemetry::{Shown, Shows};
+
 /// Counts them, and gives out no more than there may be.
 pub(crate) struct Gauge {
     used: AtomicUsize,
     max: AtomicUsize,
+    shows: Option<Shows>,
 }
 
 /// One of them, until it is dropped.
-pub(crate) struct Ticket(Arc<Gauge>);
+pub(crate) struct Ticket {
+    gauge: Arc<Gauge>,
+    _shown: Option<Shown>,
+}
 
 // === impl Gauge ===
 
 impl Gauge {
-    pub(crate) fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), max: AtomicUsize::new(max) })
+    pub(crate) fn new(max: usize, shows: Option<Shows>) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), max: AtomicUsize::new(max), shows })
     }
 
     pub(crate) fn limit(&self, max: usize) {
@@ -31,7 +37,7 @@ impl Gauge {
         let max = self.max.load(Ordering::Relaxed);
         let take = |used| (used < max).then_some(used + 1);
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
-        taken.is_ok().then(|| Ticket(Arc::clone(self)))
+        taken.is_ok().then(|| Ticket { gauge: Arc::clone(self), _shown: self.shows.map(Shown::new) })
     }
 }
 
@@ -39,6 +45,6 @@ impl Gauge {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.0.used.fetch_sub(1, Ordering::Relaxed);
+        self.gauge.used.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -14,6 +14,7 @@ use crate::key::{Key, Keys};
 use crate::record::Record;
 use crate::store::erased::{ErasedStore, StoreFuture};
 use crate::store::{Entry, Forgotten, State, Store, StoreError};
+use crate::telemetry::Shows;
 
 const MAX_IN_FLIGHT: usize = 1024;
 const MAX_OVERDUE: usize = 1024;
@@ -75,10 +76,10 @@ impl Ledger {
             store_timeout_ms: AtomicU64::new(STORE_TIMEOUT.as_millis() as u64),
             flights: Flights::default(),
             max_waiting_per_key: AtomicUsize::new(MAX_WAITING_PER_KEY),
-            waiting: Gauge::new(MAX_WAITING),
-            in_flight: Gauge::new(MAX_IN_FLIGHT),
-            overdue: Gauge::new(MAX_OVERDUE),
-            given_up: Gauge::new(MAX_GIVEN_UP),
+            waiting: Gauge::new(MAX_WAITING, Some(Shows::Waiting)),
+            in_flight: Gauge::new(MAX_IN_FLIGHT, Some(Shows::Running)),
+            overdue: Gauge::new(MAX_OVERDUE, Some(Shows::Overdue)),
+            given_up: Gauge::new(MAX_GIVEN_UP, Some(Shows::GivenUp)),
             tasks: TaskTracker::new(),
             draining: AtomicBool::new(false),
         }))
@@ -215,7 +216,7 @@ impl Ledger {
     }
 
     pub(crate) fn waiting_per_key(&self) -> Arc<Gauge> {
-        Gauge::new(self.0.max_waiting_per_key.load(Ordering::Relaxed))
+        Gauge::new(self.0.max_waiting_per_key.load(Ordering::Relaxed), None)
     }
 
     pub(crate) fn is_draining(&self) -> bool {

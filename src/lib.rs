@@ -88,6 +88,7 @@
 //! # Feature flags
 //!
 //! - `redis`: `RedisStore`, for services of more than one process.
+//! - `metrics`: counters, durations and gauges for the recorder of the crate `metrics`. The [`telemetry`] page has them all.
 //! - `conformance`: `store::conformance`, the suite for authors of stores.
 //!
 //! Features add and never change behaviour. The layer runs on tokio: it starts tasks and keeps time there.
@@ -111,7 +112,7 @@ mod record;
 mod rejection;
 mod service;
 pub mod store;
-mod telemetry;
+pub mod telemetry;
 
 pub use self::attempt::Attempt;
 pub use self::body::{RequestBody, ResponseBody};

@@ -29,7 +29,7 @@ use crate::ledger::Ledger;
 use crate::policy::{OnStoreError, Policy};
 use crate::record::Record;
 use crate::rejection::Rejection;
-use crate::telemetry::{Outcome, PassedThrough, Report};
+use crate::telemetry::{self, Outcome, PassedThrough, Report};
 
 /// A service behind an [`IdempotencyLayer`](crate::IdempotencyLayer). See the [crate docs](crate) for an example.
 ///
@@ -106,8 +106,8 @@ impl<S> Idempotency<S> {
         let mut seat = Seat::take(&self.ledger, key, fingerprint, self.policy.refuses_other());
         let patience = Instant::now() + self.policy.patience;
         loop {
-            let turn = seat.turn(patience).await;
-            report.waited(seat.has_waited());
+            let turn = seat.turn(patience, &mut report).await;
+            report.goes_on();
             let mut lead = match turn {
                 Turn::Lead(lead) => lead,
                 Turn::Landed(Landing::Done { fingerprint: first, record }) => {
@@ -127,7 +127,8 @@ impl<S> Idempotency<S> {
             let Some(ticket) = self.ledger.attempt() else {
                 return Ok(self.replay_at_most(keys, seat, report).await);
             };
-            match Lease::ask(&self.ledger, keys, &self.policy.claim(fingerprint)).await {
+            let claim = self.policy.claim(fingerprint);
+            match telemetry::claim(self.policy.contract, Lease::ask(&self.ledger, keys, &claim)).await {
                 Ok(Asked::Acquired(lease)) => {
                     drop(seat);
                     lead.running_here();

@@ -9,8 +9,7 @@ use http::header::HeaderValue;
 use http::{Response, response};
 use tokio::time::timeout;
 
-use super::lease::Pursued;
-use super::{Client, Reply, Run};
+use super::{Client, Pursued, Reply, Run};
 use crate::body::ResponseBody;
 use crate::flight::{Landing, Lead};
 use crate::kept::{IDEMPOTENCY_EXPIRES, IDEMPOTENCY_STORED};
@@ -18,7 +17,7 @@ use crate::lock::lock;
 use crate::policy::{Contract, Policy};
 use crate::record::Record;
 use crate::rejection::Rejection;
-use crate::telemetry::{Executed, Outcome};
+use crate::telemetry::{self, Executed, Outcome};
 
 impl Run {
     /// Stores the outcome, then answers.
@@ -47,7 +46,7 @@ impl Run {
     /// Pursues the completion. Tells what came of it, at the latest when the response may wait no longer.
     pub(super) async fn settle(&self, record: Record, tell: impl AsyncFnOnce(Pursued)) -> Pursued {
         let bytes = record.encode();
-        let mut pursuit = pin!(self.pursue(&bytes));
+        let mut pursuit = pin!(telemetry::completion(self.policy.contract, self.pursue(&bytes)));
         if let Ok(pursued) = timeout(self.policy.complete_wait, pursuit.as_mut()).await {
             self.end(pursued, record);
             tell(pursued).await;

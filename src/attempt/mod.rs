@@ -27,7 +27,7 @@ use tracing::Instrument as _;
 use self::finish::unstored;
 pub use self::handle::Attempt;
 use self::lease::Ended;
-pub(crate) use self::lease::{Asked, Lease};
+pub(crate) use self::lease::{Asked, Lease, Pursued};
 use crate::body::{Failed, RequestBody, ResponseBody};
 use crate::collect::{Collector, Filled};
 use crate::flight::Lead;
@@ -36,7 +36,7 @@ use crate::lock::lock;
 use crate::policy::{Policy, is_endless};
 use crate::record::Content;
 use crate::rejection::Rejection;
-use crate::telemetry::{Executed, Report};
+use crate::telemetry::{Executed, Report, RunTimer};
 
 /// An attempt, with all that it holds until it ends.
 pub(crate) struct Run {
@@ -209,6 +209,7 @@ impl Run {
             Err(_) => return Ran::NotReady,
         }
         self.lease.begin();
+        let _timer = RunTimer::start(self.policy.contract);
         let (head, body) = match inner.call(request).await {
             Ok(response) => response.into_parts(),
             Err(error) => return Ran::Error(error),

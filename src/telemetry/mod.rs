@@ -1,0 +1,314 @@
+//! What is said of each request: one event, and with the feature `metrics` what can be counted and timed.
+//!
+//! There is nothing to call here, only names to look for. All of them are stable. None holds a raw key, a path, a header or
+//! a body.
+//!
+//! # Events
+//!
+//! Exactly one event of `tracing` per request, with the target `tower_idempotency`. What needs an operator's eye is a
+//! warning, everything else is at debug level.
+//!
+//! | field | |
+//! |---|---|
+//! | `outcome`, `reason` | how the request ended: the table below |
+//! | `cause` | what lies behind that, in words, where there is more to say |
+//! | `contract` | `api` or `webhook` |
+//! | `key` | the [digest](crate::key::Key) of its key, which [`Ledger::lookup`](crate::Ledger::lookup) takes |
+//! | `attempt` | the number of the attempt that it started |
+//! | `waited` | whether it waited for another |
+//!
+//! Two more are not of one request's end: a warning, once per layer, when a request passes through because its key is
+//! missing or malformed (`contract`, `why`), and one at debug level for each store call that failed (`call`, `key`, `error`,
+//! `cause`).
+//!
+//! # Outcomes
+//!
+//! | `outcome` | `reason` | |
+//! |---|---|---|
+//! | `executed` | `kept` | it ran, and its outcome is kept |
+//! | | `tombstone` | it ran, and its outcome is kept without its body |
+//! | | `already_applied` | the handler found that an earlier attempt had made the effect |
+//! | | `released` | it ran, and its outcome is none that is kept: the next delivery runs |
+//! | | `error`, `panicked`, `failed_body` | it failed: the next delivery runs |
+//! | | `lost` | it ran, but another attempt had taken its place; a warning, like `panicked` and `unstored` |
+//! | | `unstored` | it ran, and the store did not take the outcome before the pursuit of it ended |
+//! | `replayed` | | it was answered with the outcome of an attempt |
+//! | | `other_payload` | the same, and the first request had another payload |
+//! | `refused` | a [code](crate::Rejection::code) | a warning for `outcome_unknown`, `overloaded` and `store_unavailable` |
+//! | `passed_through` | `key_missing`, `key_malformed` | it ran unprotected for want of a key |
+//! | | `body_over_limit` | it ran unprotected, because its body is too large |
+//! | | `not_applicable` | the layer has nothing to do with it |
+//! | `bypassed` | | it ran unprotected, because the store is down and the layer was told to; a warning |
+//! | `abandoned` | | its client left before anything was decided |
+//!
+//! # Metrics
+//!
+//! With the feature `metrics`, what is known goes to the recorder of the crate `metrics` that the program has installed; units
+//! and descriptions are given to it with the first request. Install it before the layer is at work. Durations are
+//! histograms, in seconds.
+//!
+//! | name | labels | |
+//! |---|---|---|
+//! | `idempotency_requests_total` | `contract`, `outcome`, `reason` | counter: requests that have ended, each once |
+//! | `idempotency_claim_seconds` | `contract`, `result` | asking the store for a claim, with all sendings |
+//! | `idempotency_run_seconds` | `contract` | the inner service, from its call until its body is read as far as it may be kept |
+//! | `idempotency_wait_seconds` | `contract`, `outcome` | how long a duplicate waited; who did not wait is not in it |
+//! | `idempotency_complete_seconds` | `contract`, `result` | from the first sending of an outcome until it is stored or given up |
+//! | `idempotency_attempts` | `state` | gauge: attempts in this process |
+//! | `idempotency_waiters` | | gauge: duplicates that wait in this process |
+//! | `idempotency_claims_given_up` | | gauge: claims without an attempt that are being released |
+//!
+//! `contract`, `outcome` and `reason` are those of the event; `reason` is empty where the table shows none. The gauges add up
+//! over all ledgers of the process; [`Ledger::in_flight`](crate::Ledger::in_flight) and
+//! [`Ledger::waiting`](crate::Ledger::waiting) are those of one.
+//!
+//! | name | label | |
+//! |---|---|---|
+//! | `idempotency_claim_seconds` | `result="acquired"` | an attempt may run |
+//! | | `result="done"`, `result="running"` | a duplicate, of a finished attempt or a running one |
+//! | | `result="mismatch"` | refused: the key came with another payload |
+//! | | `result="error"` | the store did not answer, or what it keeps cannot be read |
+//! | `idempotency_complete_seconds` | `result="stored"` | |
+//! | | `result="lost"` | another attempt had taken its place |
+//! | | `result="given_up"` | the ceiling was reached first |
+//! | `idempotency_attempts` | `state="running"` | counts against [`max_in_flight`](crate::Ledger::max_in_flight) |
+//! | | `state="overdue"` | past [`max_attempt`](crate::IdempotencyLayer::max_attempt), and counts against [`max_overdue`](crate::Ledger::max_overdue) |
+
+#[cfg(feature = "metrics")]
+mod metrics;
+#[cfg(not(feature = "metrics"))]
+#[path = "no_metrics.rs"]
+mod metrics;
+
+use std::error::Error;
+use std::iter::successors;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{Level, event};
+
+pub(crate) use self::metrics::{RunTimer, Shown};
+use crate::attempt::{Asked, Pursued};
+use crate::key::Key;
+use crate::policy::Contract;
+use crate::rejection::Rejection;
+use crate::store::StoreError;
+
+const TARGET: &str = "tower_idempotency";
+
+/// What the gauges show.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Shows {
+    GivenUp,
+    Overdue,
+    Running,
+    Waiting,
+}
+
+/// How a request ended. The names are the stable values of the field `outcome`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Outcome {
+    /// The client left before anything was decided.
+    Abandoned,
+    /// It ran without protection, because the store is down and the layer was told to bypass it.
+    Bypassed,
+    /// It ran.
+    Executed(Executed),
+    /// The layer had nothing to do with it.
+    PassedThrough(PassedThrough),
+    Refused(Rejection),
+    /// It was answered with the outcome of an attempt.
+    Replayed {
+        /// The request that brought the key first had another payload.
+        other_payload: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Executed {
+    /// The handler found that an earlier attempt had made the effect.
+    AlreadyApplied,
+    /// The inner service returned an error.
+    Error,
+    /// Its response body failed.
+    FailedBody,
+    Kept,
+    /// Another attempt had taken its place.
+    Lost,
+    Panicked,
+    /// The outcome is none that is kept; the next delivery runs.
+    Released,
+    /// It ran without its body being kept.
+    Tombstone,
+    /// The store did not take the outcome before the pursuit ended.
+    Unstored,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum PassedThrough {
+    BodyOverLimit,
+    KeyMalformed,
+    KeyMissing,
+    NotApplicable,
+}
+
+/// What is known of one request. Its end is reported once, also when its future is dropped.
+#[derive(Debug)]
+pub(crate) struct Report {
+    contract: Contract,
+    key: Option<Key>,
+    attempt: Option<u32>,
+    waits_since: Option<Instant>,
+    waited: Option<Duration>,
+    cause: Option<String>,
+    open: bool,
+}
+
+impl Report {
+    pub(crate) fn open(contract: Contract) -> Self {
+        metrics::describe();
+        Self { contract, key: None, attempt: None, waits_since: None, waited: None, cause: None, open: true }
+    }
+
+    pub(crate) fn key(&mut self, key: Key) {
+        self.key = Some(key);
+    }
+
+    /// The request has to wait for another, from now on.
+    pub(crate) fn waits(&mut self) {
+        self.waits_since = Some(Instant::now());
+    }
+
+    /// It waits no longer, if it did.
+    pub(crate) fn goes_on(&mut self) {
+        self.waited = self.waits_since.map(|since| since.elapsed());
+    }
+
+    pub(crate) fn attempt(&mut self, number: u32) {
+        self.attempt = Some(number);
+    }
+
+    /// What lies behind the outcome, in words that name neither key nor body.
+    pub(crate) fn cause(&mut self, error: &dyn Error) {
+        let chain = successors(Some(error), |&error| error.source());
+        self.cause = Some(chain.map(ToString::to_string).collect::<Vec<_>>().join(": "));
+    }
+
+    /// Reports the end of the request.
+    pub(crate) fn close(mut self, outcome: Outcome) {
+        self.say(outcome);
+    }
+
+    fn say(&mut self, outcome: Outcome) {
+        self.open = false;
+        let (contract, key) = (self.contract.name(), self.key.map(tracing::field::display));
+        let (attempt, waited, cause) = (self.attempt, self.waited.is_some(), self.cause.as_deref());
+        let is_alarming = outcome.is_alarming();
+        let (outcome, reason) = (outcome.name(), outcome.reason());
+        metrics::ended(contract, outcome, reason, self.waited);
+        // The level of an event is a constant of its place.
+        if is_alarming {
+            event!(target: TARGET, Level::WARN, outcome, reason, cause, contract, key, attempt, waited);
+        } else {
+            event!(target: TARGET, Level::DEBUG, outcome, reason, cause, contract, key, attempt, waited);
+        }
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        if self.open {
+            if self.attempt.is_none() {
+                self.goes_on();
+            }
+            self.say(Outcome::Abandoned);
+        }
+    }
+}
+
+/// Said once per layer: a sender whose events all lack a key would otherwise go unprotected and unnoticed.
+pub(crate) fn first_unprotected(contract: Contract, why: &str) {
+    let contract = contract.name();
+    event!(target: TARGET, Level::WARN, contract, why, "a request passed through unprotected; said once per layer");
+}
+
+/// Why a store call did not do what it was asked for. The request's own event says what became of it.
+pub(crate) fn store_error(call: &'static str, key: &Key, error: &StoreError) {
+    let cause = error.source().map(ToString::to_string);
+    event!(target: TARGET, Level::DEBUG, call, %key, %error, cause, "store call failed");
+}
+
+/// Times the way to a claim.
+pub(crate) fn claim<F>(contract: Contract, ask: F) -> impl Future<Output = F::Output>
+where
+    F: Future<Output = Result<Asked, StoreError>>,
+{
+    metrics::timed(metrics::CLAIM, contract.name(), ask, |asked| match asked {
+        Ok(Asked::Acquired(_)) => "acquired",
+        Ok(Asked::Done { .. }) => "done",
+        Ok(Asked::Mismatch) => "mismatch",
+        Ok(Asked::Running { .. }) => "running",
+        Err(_) => "error",
+    })
+}
+
+/// Times the way of an outcome into the store.
+pub(crate) fn completion<F>(contract: Contract, pursuit: F) -> impl Future<Output = F::Output>
+where
+    F: Future<Output = Pursued>,
+{
+    metrics::timed(metrics::COMPLETE, contract.name(), pursuit, |pursued| match pursued {
+        Pursued::Held => "stored",
+        Pursued::Lost => "lost",
+        Pursued::Unanswered => "given_up",
+    })
+}
+
+/// A function that was given to the layer panicked, and the layer went on without it.
+pub(crate) fn hook_panicked(hook: &'static str) {
+    event!(target: TARGET, Level::WARN, hook, "a hook panicked");
+}
+
+impl Outcome {
+    /// Whether an operator has to see it. A malformed key is its sender's affair, and the first of each layer is warned of.
+    const fn is_alarming(self) -> bool {
+        matches!(
+            self,
+            Self::Bypassed
+                | Self::Executed(Executed::Lost | Executed::Panicked | Executed::Unstored)
+                | Self::Refused(Rejection::OutcomeUnknown | Rejection::Overloaded | Rejection::StoreUnavailable)
+        )
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Abandoned => "abandoned",
+            Self::Bypassed => "bypassed",
+            Self::Executed(_) => "executed",
+            Self::PassedThrough(_) => "passed_through",
+            Self::Refused(_) => "refused",
+            Self::Replayed { .. } => "replayed",
+        }
+    }
+
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::Abandoned | Self::Bypassed | Self::Replayed { other_payload: false } => "",
+            Self::Executed(Executed::AlreadyApplied) => "already_applied",
+            Self::Executed(Executed::Error) => "error",
+            Self::Executed(Executed::FailedBody) => "failed_body",
+            Self::Executed(Executed::Kept) => "kept",
+            Self::Executed(Executed::Lost) => "lost",
+            Self::Executed(Executed::Panicked) => "panicked",
+            Self::Executed(Executed::Released) => "released",
+            Self::Executed(Executed::Tombstone) => "tombstone",
+            Self::Executed(Executed::Unstored) => "unstored",
+            Self::PassedThrough(PassedThrough::BodyOverLimit) => "body_over_limit",
+            Self::PassedThrough(PassedThrough::KeyMalformed) => "key_malformed",
+            Self::PassedThrough(PassedThrough::KeyMissing) => "key_missing",
+            Self::PassedThrough(PassedThrough::NotApplicable) => "not_applicable",
+            Self::Refused(rejection) => rejection.code(),
+            Self::Replayed { other_payload: true } => "other_payload",
+        }
+    }
+}
