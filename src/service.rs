@@ -114,7 +114,11 @@ impl<S> Idempotency<S> {
                     return Ok(self.replay(&record, seat.differs_from(first), report));
                 }
                 Turn::Landed(Landing::Failed) => return Ok(self.refuse(Rejection::AttemptFailed, report)),
-                Turn::Landed(Landing::StoreUnavailable) => return self.without_store(head, body, report).await,
+                Turn::Landed(Landing::StoreUnavailable) => {
+                    // It waits no longer, however long it runs.
+                    drop(seat);
+                    return self.without_store(head, body, report).await;
+                }
                 // It was seen, so not even a bypass may run it.
                 Turn::Landed(Landing::Unreadable) => return Ok(self.refuse(Rejection::StoreUnavailable, report)),
                 Turn::Mismatch => return Ok(self.refuse(Rejection::KeyReused, report)),
@@ -157,6 +161,7 @@ impl<S> Idempotency<S> {
                 Err(error) => {
                     report.cause(&error);
                     lead.land(Landing::StoreUnavailable);
+                    drop(seat);
                     return self.without_store(head, body, report).await;
                 }
             }
