@@ -24,14 +24,18 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::ListenerExt as _;
 use axum::{Extension, Json, Router};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio::time::sleep;
+use tokio::time::{interval, sleep};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_idempotency::store::{MAX_DURATION, MIN_DURATION};
 use tower_idempotency::{Attempt, IdempotencyLayer, Ledger, MemoryStore, RedisStore, caller, key};
 
 const INITIAL_STOCK: i64 = 1000;
+
+/// From what a store in memory takes to a handler that is slow, in seconds.
+const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
 /// What happened in this process.
 #[derive(Clone, Debug, Default)]
@@ -91,6 +95,9 @@ enum Failure {
 async fn main() -> Result<(), Box<dyn Error>> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).init();
+    // Before the layer is at work: what happens without a recorder is not counted.
+    let metrics = PrometheusBuilder::new().set_buckets(&BUCKETS)?.install_recorder()?;
+    tokio::spawn(keep_up(metrics.clone()));
 
     // One store, one ledger, and on it a layer for each rule.
     let (ledger, store) = match env::var("REDIS_URL").unwrap_or_default().as_str() {
@@ -113,6 +120,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .route("/webhooks/shop", post(receive_order).layer(configured(shop)?))
         .route("/webhooks/postmark", post(count_delivery).layer(configured(postmark)?))
         .route("/books", get(show_books))
+        .route("/metrics", get(async move || show_metrics(&metrics)))
         // A panic goes through the layer, which lets the next delivery run; here it becomes a 500.
         .layer(CatchPanicLayer::new())
         .with_state(Books::default());
@@ -176,6 +184,20 @@ async fn count_delivery(
 
 async fn show_books(State(books): State<Books>) -> Json<Pages> {
     Json(books.open().clone())
+}
+
+/// What has been counted and timed, as Prometheus reads it.
+fn show_metrics(metrics: &PrometheusHandle) -> impl IntoResponse + use<> {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
+}
+
+/// Sorts durations into their buckets, also when nobody looks: until then each of them takes up memory.
+async fn keep_up(metrics: PrometheusHandle) {
+    let mut ticks = interval(Duration::from_secs(5));
+    loop {
+        ticks.tick().await;
+        metrics.run_upkeep();
+    }
 }
 
 /// The order, its invoice and its stock.
@@ -281,6 +303,7 @@ Send these four times: two runs fail, the third makes the order, and its outcome
 What happened:
 
   curl http://{addr}/books
+  curl http://{addr}/metrics
 "#
     );
 }

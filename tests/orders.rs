@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http::{HeaderMap, Request};
+use http::{HeaderMap, Request, response};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
@@ -20,7 +20,9 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
+use common::metrics::Metrics;
 use common::redis::RedisServer;
+use common::until;
 
 /// A shop that is open, closed the hard way when dropped.
 struct Shop {
@@ -49,13 +51,22 @@ impl Shop {
     }
 
     async fn send(&self, request: http::request::Builder, path: &str, body: &Value) -> Result<Answer, String> {
-        let uri = format!("http://{}{path}", self.addr);
-        let request = request.uri(uri).body(Full::new(Bytes::from(body.to_string()))).unwrap();
+        let (head, body) = self.exchange(request, path, body.to_string()).await?;
+        let json = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        Ok(Answer { status: head.status.as_u16(), headers: head.headers, json })
+    }
+
+    async fn exchange(
+        &self,
+        request: http::request::Builder,
+        path: &str,
+        body: String,
+    ) -> Result<(response::Parts, Bytes), String> {
+        let request = request.uri(format!("http://{}{path}", self.addr)).body(Full::new(Bytes::from(body))).unwrap();
         let response = self.client.request(request).await.map_err(|error| error.to_string())?;
         let (head, body) = response.into_parts();
         let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
-        let json = serde_json::from_slice(&body).unwrap_or(Value::Null);
-        Ok(Answer { status: head.status.as_u16(), headers: head.headers, json })
+        Ok((head, body))
     }
 
     async fn event(&self, path: &str, id: &str) -> Answer {
@@ -70,6 +81,15 @@ impl Shop {
 
     async fn books(&self) -> Value {
         self.send(Request::get("/"), "/books", &Value::Null).await.unwrap().json
+    }
+
+    async fn page(&self, path: &str) -> String {
+        let (_, page) = self.exchange(Request::get("/"), path, String::new()).await.unwrap();
+        String::from_utf8(page.to_vec()).unwrap()
+    }
+
+    async fn metrics(&self) -> Metrics {
+        Metrics::parse(&self.page("/metrics").await)
     }
 }
 
@@ -216,4 +236,77 @@ async fn the_environment_overrides_the_defaults() {
     assert_eq!((slow.status, impatient.status), (200, 503));
     sleep(Duration::from_millis(400)).await;
     assert_eq!(shop.event("/webhooks/shop", "e").await.json["order"], 2, "the retention is over");
+}
+
+#[tokio::test]
+async fn the_page_of_metrics_counts_what_came_of_each_request() {
+    let shop = Shop::open(&[("PATIENCE_MS", "20000")]).await;
+    let slow = "/webhooks/shop?delay_ms=1500";
+    let running = async {
+        until(async || shop.metrics().await.get(r#"idempotency_attempts{state="running"}"#) == 1.0).await;
+        let duplicate = shop.event(slow, "e-1");
+        let waiting = until(async || shop.metrics().await.get("idempotency_waiters") == 1.0);
+        futures_util::join!(duplicate, waiting).0
+    };
+    let (first, duplicate) = futures_util::join!(shop.event(slow, "e-1"), running);
+    assert_eq!((first.status, duplicate.status), (200, 200));
+    shop.event(slow, "e-1").await;
+    assert_eq!(shop.event("/webhooks/shop?fail=500", "e-2").await.status, 500);
+    assert_eq!(shop.event("/webhooks/shop?fail=panic", "e-3").await.status, 500);
+    let without_key = json!({ "sku": "tea", "quantity": 1 });
+    shop.send(Request::post("/"), "/webhooks/shop", &without_key).await.unwrap();
+    shop.order("/orders", "o-1", "Bearer a").await;
+    assert_eq!(shop.order("/orders", "o-1", "Bearer a").await.status, 201);
+    assert_eq!(shop.order("/orders?other", "o-1", "Bearer a").await.status, 422);
+    assert_eq!(shop.send(Request::post("/"), "/orders", &without_key).await.unwrap().status, 400);
+
+    // An attempt answers first and reports then.
+    until(async || shop.metrics().await.sum("idempotency_requests_total") >= 10.0).await;
+    let metrics = shop.metrics().await;
+    let requests = |contract: &str, outcome: &str, reason: &str| {
+        let labels = format!(r#"contract="{contract}",outcome="{outcome}",reason="{reason}""#);
+        metrics.get(&format!("idempotency_requests_total{{{labels}}}"))
+    };
+    assert_eq!(requests("webhook", "executed", "kept"), 1.0);
+    assert_eq!(requests("webhook", "replayed", ""), 2.0);
+    assert_eq!(requests("webhook", "executed", "released"), 1.0);
+    assert_eq!(requests("webhook", "executed", "panicked"), 1.0);
+    assert_eq!(requests("webhook", "passed_through", "key_missing"), 1.0);
+    assert_eq!(requests("api", "executed", "kept"), 1.0);
+    assert_eq!(requests("api", "replayed", ""), 1.0);
+    assert_eq!(requests("api", "refused", "key_reused"), 1.0);
+    assert_eq!(requests("api", "refused", "key_missing"), 1.0);
+    assert_eq!(metrics.sum("idempotency_requests_total"), 10.0, "each request once, and no page of books or metrics");
+
+    let count = |name: &str, labels: &str| metrics.get(&format!("idempotency_{name}_seconds_count{{{labels}}}"));
+    assert_eq!(count("claim", r#"contract="webhook",result="acquired""#), 3.0);
+    assert_eq!(count("claim", r#"contract="webhook",result="done""#), 1.0, "who waited did not ask");
+    assert_eq!(count("claim", r#"contract="api",result="mismatch""#), 1.0);
+    assert_eq!(count("run", r#"contract="webhook""#), 3.0);
+    assert_eq!(count("run", r#"contract="api""#), 1.0);
+    assert_eq!(count("wait", r#"contract="webhook",outcome="replayed""#), 1.0);
+    assert_eq!(metrics.sum("idempotency_wait_seconds_count"), 1.0);
+    assert_eq!(count("complete", r#"contract="webhook",result="stored""#), 1.0);
+    assert_eq!(count("complete", r#"contract="api",result="stored""#), 1.0);
+    let slow = metrics.get(r#"idempotency_run_seconds_bucket{contract="webhook",le="1"}"#);
+    assert_eq!(slow, 2.0, "two failed at once, and one slept");
+
+    for gauge in ["idempotency_attempts", "idempotency_waiters", "idempotency_claims_given_up"] {
+        assert!(metrics.of(gauge).next().is_some(), "{gauge} is not there");
+        until(async || shop.metrics().await.sum(gauge) == 0.0).await;
+    }
+    let page = shop.page("/metrics").await;
+    for (name, kind) in [
+        ("idempotency_requests_total", "counter"),
+        ("idempotency_claim_seconds", "histogram"),
+        ("idempotency_run_seconds", "histogram"),
+        ("idempotency_wait_seconds", "histogram"),
+        ("idempotency_complete_seconds", "histogram"),
+        ("idempotency_attempts", "gauge"),
+        ("idempotency_waiters", "gauge"),
+        ("idempotency_claims_given_up", "gauge"),
+    ] {
+        assert!(page.contains(&format!("# HELP {name} ")), "{name} is not described");
+        assert!(page.contains(&format!("# TYPE {name} {kind}\n")), "{name} is no {kind}");
+    }
 }

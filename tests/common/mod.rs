@@ -4,7 +4,22 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test panics where it fails")]
 
 pub mod app;
+pub mod metrics;
 pub mod observed;
 pub mod proxy;
 pub mod redis;
 pub mod stores;
+
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+/// Returns when something holds, which it has to before long.
+pub async fn until(mut holds: impl AsyncFnMut() -> bool) {
+    let looks = async {
+        while !holds().await {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), looks).await.expect("it to hold before long");
+}
