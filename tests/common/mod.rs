@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod observed;
 pub mod proxy;
 pub mod redis;
+pub mod server;
 pub mod stores;
 
 use std::time::Duration;
