@@ -40,6 +40,7 @@
 //! protect, an upgrade, a gRPC call) says neither. Every refusal is a response with a stable [code](Rejection::code); the layer's error is the
 //! inner service's.
 //!
+#![doc = include_str!("situations.md")]
 //! # What is promised, and what is not
 //!
 //! An attempt runs in a task of its own under a *claim*, which has a lease that is renewed while it runs, up to

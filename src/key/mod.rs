@@ -144,7 +144,7 @@ pub fn query(name: &str) -> KeySource {
 ///   is no key. Beside that, no body is malformed, so that a form may have a fallback: `form("id").or(json("$.id"))`.
 ///
 /// A browser that sends a multipart form again chooses another boundary. Under the api contract that is another payload,
-/// unless the layer is told [`Payload::Ignored`](crate::fingerprint::Payload::Ignored).
+/// unless the layer is told to compare [nothing](crate::fingerprint::ignored).
 ///
 /// # Panics
 ///
