@@ -191,7 +191,7 @@ async fn finished_work_is_stored_when_new_claims_are_refused_for_want_of_memory(
 async fn the_rights_in_the_docs_are_enough() {
     let server = RedisServer::start();
     let mut client = server.client().await;
-    let rights = "on >secret resetchannels ~idempotency:* &idempotency:* +set +get +pttl +getrange +exists +pexpire +eval +evalsha +publish";
+    let rights = "on >secret resetchannels ~idempotency:* &idempotency:* +set +get +pttl +getrange +exists +pexpire +eval +evalsha +publish +subscribe +unsubscribe";
     let mut acl = redis::cmd("ACL");
     acl.arg("SETUSER").arg("app").arg("reset").arg(rights.split(' ').collect::<Vec<_>>());
     let () = acl.query_async(&mut client).await.unwrap();
@@ -199,6 +199,29 @@ async fn the_rights_in_the_docs_are_enough() {
     let limited = app(store("app"));
     assert!(limited.send(event("e")).await.is_stored());
     assert!(limited.send(event("e")).await.is_replayed());
+
+    // Who waits is woken, and what nobody waits for any more is left.
+    let (waits, other) = (store("app"), Key::from([8; 24]));
+    let channel = format!("idempotency:{{{other}}}");
+    let count = async |client: &mut MultiplexedConnection| -> u32 {
+        let counts = redis::cmd("PUBSUB").arg("NUMSUB").arg(&channel).query_async(client).await;
+        let (_, count): (String, u32) = counts.unwrap();
+        count
+    };
+    let woken = tokio::spawn(async move {
+        waits.changed(&other).await;
+        waits
+    });
+    while count(&mut client).await == 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    store("app").complete(&other, &Claim::new(LONG, LONG), Bytes::new()).await.unwrap();
+    let _waits = timeout(LONG, woken).await.unwrap().unwrap();
+    while count(&mut client).await == 1 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    let refused: redis::Value = redis::cmd("ACL").arg("LOG").query_async(&mut client).await.unwrap();
+    assert!(!format!("{refused:?}").contains("subscribe"), "{refused:?}");
 
     // Without rights to the channel nobody is woken, and nothing is lost.
     let () =
