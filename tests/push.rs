@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tower_idempotency::key::{Key, header};
 use tower_idempotency::store::{Claim, Hold, Store};
-use tower_idempotency::{IdempotencyLayer, Ledger, RedisStore};
+use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore, RedisStore};
 
 use common::app::{Answer, App, answer, event};
 use common::observed::{Observed, assert_paced};
@@ -344,5 +344,36 @@ async fn a_flood_of_messages_changes_no_pace() {
     let first = answered(first).await;
     for duplicate in duplicates {
         assert_eq!(answered(duplicate).await.body, first.body);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hints_all_the_time_is_asked_at_the_same_pace() {
+    let store = MemoryStore::new();
+    let (runner, _gate) = gated(store.clone(), 200);
+    let first = deliver(&runner);
+    until(async || runner.runs() == 1).await;
+    let observed = Observed::restless(store);
+    let layer = IdempotencyLayer::webhook(&Ledger::new(observed.clone()), header("X-Id"));
+    let other = App::new(&layer.patience(Duration::from_secs(10)), |_, _| async { answer(200, "ran again") });
+    assert_eq!(other.send(event("e")).await.status, 503);
+    let looks = observed.looks().len();
+    assert!((100..=202).contains(&looks), "{looks} looks in 10 s");
+    first.abort();
+}
+
+#[test]
+fn a_runtime_that_ends_takes_no_wakening_with_it() {
+    let server = RedisServer::start();
+    let store = server.store();
+    for n in 0..2 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let watch = watch(&store, n).await;
+            let mut client = server.client().await;
+            until(async || channels(&mut client).await.contains(&name(n))).await;
+            command(&mut client, &format!("PUBLISH {} x", name(n))).await;
+            woken(watch).await;
+        });
     }
 }

@@ -77,6 +77,9 @@ pub trait Store: Send + Sync + 'static {
     fn forget(&self, key: &Key, force: bool) -> impl Future<Output = Result<Forgotten, StoreError>> + Send;
 
     /// Returns when the key may have changed: a hint to look again, which may be late, lost or spurious.
+    ///
+    /// Called once per key while somebody waits, and again, before anybody looks, when it has returned; dropped when nobody
+    /// waits any more. Looking goes on without it: a store that has no hints never returns.
     fn changed(&self, key: &Key) -> impl Future<Output = ()> + Send;
 }
 

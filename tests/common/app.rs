@@ -63,17 +63,18 @@ impl App {
 
     pub fn send(&self, request: Request<Body>) -> BoxFuture<'static, Answer> {
         let response = self.call(request);
-        async move {
-            let (head, body) = response.await.expect("a response").into_parts();
-            let body = body.collect().await.expect("a whole body");
-            let trailers = body.trailers().cloned();
-            Answer { status: head.status, headers: head.headers, body: body.to_bytes(), trailers }
-        }
-        .boxed()
+        async { Answer::read(response.await.expect("a response")).await }.boxed()
     }
 }
 
 impl Answer {
+    pub async fn read(response: Response<ResponseBody<Body>>) -> Self {
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.expect("a whole body");
+        let trailers = body.trailers().cloned();
+        Self { status: head.status, headers: head.headers, body: body.to_bytes(), trailers }
+    }
+
     pub fn is_replayed(&self) -> bool {
         self.headers.get("idempotent-replayed").is_some_and(|value| value == "true")
     }

@@ -15,6 +15,8 @@ pub struct Observed<S> {
     seen: Arc<Seen>,
     /// Without a hint it answers as it did before.
     blind: bool,
+    /// It hints all the time.
+    restless: bool,
 }
 
 #[derive(Default)]
@@ -45,12 +47,16 @@ pub fn assert_paced(looks: &[u64]) {
 
 impl<S> Observed<S> {
     pub fn new(inner: S) -> Self {
-        Self { inner, seen: Arc::default(), blind: false }
+        Self { inner, seen: Arc::default(), blind: false, restless: false }
     }
 
     /// Who polls it learns nothing: whoever is told something was woken.
     pub fn blind(inner: S) -> Self {
         Self { blind: true, ..Self::new(inner) }
+    }
+
+    pub fn restless(inner: S) -> Self {
+        Self { restless: true, ..Self::new(inner) }
     }
 
     pub fn looks(&self) -> Vec<u64> {
@@ -106,7 +112,9 @@ impl<S: Store> Store for Observed<S> {
     }
 
     async fn changed(&self, key: &Key) {
-        self.inner.changed(key).await;
+        if !self.restless {
+            self.inner.changed(key).await;
+        }
         self.seen.hints.fetch_add(1, Ordering::SeqCst);
     }
 }
