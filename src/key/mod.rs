@@ -176,6 +176,16 @@ where
 // === impl Part ===
 
 impl Part {
+    /// Whether it is as it has to be, and each part of a composite with it. What is absent is.
+    fn passes(&self, valid: &dyn Fn(&[u8]) -> bool) -> bool {
+        match self {
+            Self::Absent => true,
+            Self::Bool(value) => valid(value.to_string().as_bytes()),
+            Self::Group(parts) => parts.iter().all(|part| part.passes(valid)),
+            Self::Number(text) | Self::Text(text) => valid(text),
+        }
+    }
+
     pub(crate) fn digest(&self, digest: &mut Digest) {
         match self {
             Self::Absent => digest.part(b'-', &[]),

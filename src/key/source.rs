@@ -32,9 +32,12 @@ pub(super) enum Rule {
     Json(usize),
     /// A parameter of the query.
     Query(String),
+    /// Another rule, whose every part has to pass.
+    Valid(Box<Self>, Arc<ValidFn>),
 }
 
 type KeyFn = dyn Fn(&request::Parts, &Bytes) -> Option<Bytes> + Send + Sync;
+type ValidFn = dyn Fn(&[u8]) -> bool + Send + Sync;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Presence {
@@ -68,6 +71,19 @@ impl KeySource {
             }
             rule => Rule::Any(vec![rule, other]),
         };
+        self
+    }
+
+    /// A rule of your own for what a key is: each part that is there has to pass, or the key is malformed.
+    ///
+    /// ```
+    /// # use tower_idempotency::key;
+    /// // Long enough that two clients do not choose the same by chance.
+    /// let source = key::header("Idempotency-Key").valid_if(|key| key.len() >= 20);
+    /// ```
+    #[must_use]
+    pub fn valid_if(mut self, valid: impl Fn(&[u8]) -> bool + Send + Sync + 'static) -> Self {
+        self.rule = Rule::Valid(Box::new(self.rule), Arc::new(valid));
         self
     }
 
@@ -106,7 +122,7 @@ impl KeySource {
             Rule::Header(names) => header::extract(&head.headers, names, syntax),
             Rule::Json(index) => nth(&members, *index),
             Rule::Query(name) => form::query(&head.uri, name),
-            Rule::All(_) | Rule::Any(_) => Ok(None),
+            Rule::All(_) | Rule::Any(_) | Rule::Valid(..) => Ok(None),
         };
         self.rule.evaluate(&mut find)
     }
@@ -140,6 +156,7 @@ impl Rule {
             Self::Any(rules) => Self::Any(rules.into_iter().map(renumbered).collect()),
             Self::Form(index) => Self::Form(index + fields),
             Self::Json(index) => Self::Json(index + paths),
+            Self::Valid(rule, valid) => Self::Valid(Box::new(renumbered(*rule)), valid),
             rule @ (Self::FromFn(_) | Self::Header(_) | Self::Query(_)) => rule,
         }
     }
@@ -148,6 +165,7 @@ impl Rule {
         match self {
             Self::All(rules) => rules.iter().any(|(rule, _)| rule.reads_body()),
             Self::Any(rules) => rules.iter().any(Self::reads_body),
+            Self::Valid(rule, _) => rule.reads_body(),
             Self::Form(_) | Self::FromFn(_) | Self::Json(_) => true,
             Self::Header(_) | Self::Query(_) => false,
         }
@@ -176,6 +194,12 @@ impl Rule {
                 }
                 Ok(None)
             }
+            Self::Valid(rule, valid) => match rule.evaluate(find)? {
+                Some(parts) if !parts.iter().all(|part| part.passes(&**valid)) => {
+                    Err(Malformed("the key is not valid"))
+                }
+                parts => Ok(parts),
+            },
             leaf @ (Self::Form(_) | Self::FromFn(_) | Self::Header(_) | Self::Json(_) | Self::Query(_)) => {
                 Ok(find(leaf)?.map(|part| vec![part]))
             }
@@ -193,6 +217,7 @@ impl fmt::Debug for Rule {
             Self::Header(names) => f.debug_tuple("Header").field(names).finish(),
             Self::Json(index) => f.debug_tuple("Json").field(index).finish(),
             Self::Query(name) => f.debug_tuple("Query").field(name).finish(),
+            Self::Valid(rule, _) => f.debug_tuple("Valid").field(rule).finish(),
         }
     }
 }

@@ -253,3 +253,16 @@ fn keys_are_shown_and_parsed() {
         assert!(bad.parse::<Key>().is_err(), "{bad}");
     }
 }
+
+#[test]
+fn a_part_that_does_not_pass_is_malformed_and_one_that_is_absent_passes() {
+    let short = json("$.a").and_optional(json("$.b").and(json("$.c"))).valid_if(|key| key.len() < 3);
+    assert_eq!(of_body(&short, r#"{"a":"x"}"#), Ok(Some(vec![text("x"), Part::Absent])));
+    assert!(malformed(&of_body(&short, r#"{"a":"xyz"}"#)));
+    assert!(malformed(&of_body(&short, r#"{"a":"x","b":100,"c":1}"#)));
+    assert!(malformed(&of_body(&json("$.a").valid_if(|key| key != b"true"), r#"{"a":true}"#)));
+    assert_eq!(of_body(&short, "{}"), Ok(None), "missing is not malformed");
+    // The paths of both sides are still told apart.
+    let both = json("$.a").and(json("$.b").valid_if(|key| key == b"2"));
+    assert_eq!(of_body(&both, r#"{"a":1,"b":2}"#), Ok(Some(vec![number("1"), number("2")])));
+}
