@@ -17,7 +17,7 @@
 //! | `attempt` | the number of the attempt that it started |
 //! | `waited` | whether it waited for another |
 //!
-//! Two more are not of one request's end: a warning, once per layer, when a request passes through because its key is
+//! Three more are not of one request's end: a warning when a function that was given to the layer panicked (`hook`), one, once per layer, when a request passes through because its key is
 //! missing or malformed (`contract`, `why`), and one at debug level for each store call that failed (`call`, `key`, `error`,
 //! `cause`).
 //!
@@ -34,12 +34,19 @@
 //! | | `unstored` | it ran, and the store did not take the outcome before the pursuit of it ended |
 //! | `replayed` | | it was answered with the outcome of an attempt |
 //! | | `other_payload` | the same, and the first request had another payload |
-//! | `refused` | a [code](crate::Rejection::code) | a warning for `outcome_unknown`, `overloaded` and `store_unavailable` |
+//! | `refused` | `attempt_failed`, `running` | a duplicate that waited in vain |
+//! | | `key_missing`, `key_malformed`, `key_reused` | for its key |
+//! | | `body_timeout`, `body_too_large`, `body_unreadable` | for its body |
+//! | | `inner_not_ready`, `shutting_down` | for the service behind the layer |
+//! | | `overloaded`, `store_unavailable` | for what the layer needs itself; a warning |
+//! | | `outcome_not_retained`, `outcome_unknown` | it ran, and what came of it cannot be told; the second is a warning |
 //! | `passed_through` | `key_missing`, `key_malformed` | it ran unprotected for want of a key |
 //! | | `body_over_limit` | it ran unprotected, because its body is too large |
 //! | | `not_applicable` | the layer has nothing to do with it |
 //! | `bypassed` | | it ran unprotected, because the store is down and the layer was told to; a warning |
 //! | `abandoned` | | its client left before anything was decided |
+//!
+//! The reasons of what is refused are the [codes](crate::Rejection::code) that its client is told.
 //!
 //! # Metrics
 //!
@@ -50,7 +57,7 @@
 //! | name | labels | |
 //! |---|---|---|
 //! | `idempotency_requests_total` | `contract`, `outcome`, `reason` | counter: requests that have ended, each once |
-//! | `idempotency_claim_seconds` | `contract`, `result` | asking the store for a claim, with all sendings |
+//! | `idempotency_claim_seconds` | `contract`, `result` | asking the store for a claim, with all sendings, unless the client left meanwhile |
 //! | `idempotency_run_seconds` | `contract` | the inner service, from its call until its body is read as far as it may be kept |
 //! | `idempotency_wait_seconds` | `contract`, `outcome` | how long a duplicate waited; who did not wait is not in it |
 //! | `idempotency_complete_seconds` | `contract`, `result` | from the first sending of an outcome until it is stored or given up |
@@ -58,7 +65,8 @@
 //! | `idempotency_waiters` | | gauge: duplicates that wait in this process |
 //! | `idempotency_claims_given_up` | | gauge: claims without an attempt that are being released |
 //!
-//! `contract`, `outcome` and `reason` are those of the event; `reason` is empty where the table shows none. The gauges add up
+//! `contract`, `outcome` and `reason` are those of the event; `reason` is empty where the table shows none. A request that
+//! runs ends with its attempt, and is counted then: after it is answered, and also when its client has left. The gauges add up
 //! over all ledgers of the process; [`Ledger::in_flight`](crate::Ledger::in_flight) and
 //! [`Ledger::waiting`](crate::Ledger::waiting) are those of one.
 //!
@@ -79,6 +87,7 @@ mod metrics;
 #[cfg(not(feature = "metrics"))]
 #[path = "no_metrics.rs"]
 mod metrics;
+mod outcome;
 
 use std::error::Error;
 use std::iter::successors;
@@ -88,10 +97,10 @@ use tokio::time::Instant;
 use tracing::{Level, event};
 
 pub(crate) use self::metrics::{RunTimer, Shown};
+pub(crate) use self::outcome::{Executed, Outcome, PassedThrough};
 use crate::attempt::{Asked, Pursued};
 use crate::key::Key;
 use crate::policy::Contract;
-use crate::rejection::Rejection;
 use crate::store::StoreError;
 
 const TARGET: &str = "tower_idempotency";
@@ -103,53 +112,6 @@ pub(crate) enum Shows {
     Overdue,
     Running,
     Waiting,
-}
-
-/// How a request ended. The names are the stable values of the field `outcome`.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Outcome {
-    /// The client left before anything was decided.
-    Abandoned,
-    /// It ran without protection, because the store is down and the layer was told to bypass it.
-    Bypassed,
-    /// It ran.
-    Executed(Executed),
-    /// The layer had nothing to do with it.
-    PassedThrough(PassedThrough),
-    Refused(Rejection),
-    /// It was answered with the outcome of an attempt.
-    Replayed {
-        /// The request that brought the key first had another payload.
-        other_payload: bool,
-    },
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Executed {
-    /// The handler found that an earlier attempt had made the effect.
-    AlreadyApplied,
-    /// The inner service returned an error.
-    Error,
-    /// Its response body failed.
-    FailedBody,
-    Kept,
-    /// Another attempt had taken its place.
-    Lost,
-    Panicked,
-    /// The outcome is none that is kept; the next delivery runs.
-    Released,
-    /// It ran without its body being kept.
-    Tombstone,
-    /// The store did not take the outcome before the pursuit ended.
-    Unstored,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum PassedThrough {
-    BodyOverLimit,
-    KeyMalformed,
-    KeyMissing,
-    NotApplicable,
 }
 
 /// What is known of one request. Its end is reported once, also when its future is dropped.
@@ -267,48 +229,4 @@ where
 /// A function that was given to the layer panicked, and the layer went on without it.
 pub(crate) fn hook_panicked(hook: &'static str) {
     event!(target: TARGET, Level::WARN, hook, "a hook panicked");
-}
-
-impl Outcome {
-    /// Whether an operator has to see it. A malformed key is its sender's affair, and the first of each layer is warned of.
-    const fn is_alarming(self) -> bool {
-        matches!(
-            self,
-            Self::Bypassed
-                | Self::Executed(Executed::Lost | Executed::Panicked | Executed::Unstored)
-                | Self::Refused(Rejection::OutcomeUnknown | Rejection::Overloaded | Rejection::StoreUnavailable)
-        )
-    }
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Abandoned => "abandoned",
-            Self::Bypassed => "bypassed",
-            Self::Executed(_) => "executed",
-            Self::PassedThrough(_) => "passed_through",
-            Self::Refused(_) => "refused",
-            Self::Replayed { .. } => "replayed",
-        }
-    }
-
-    const fn reason(self) -> &'static str {
-        match self {
-            Self::Abandoned | Self::Bypassed | Self::Replayed { other_payload: false } => "",
-            Self::Executed(Executed::AlreadyApplied) => "already_applied",
-            Self::Executed(Executed::Error) => "error",
-            Self::Executed(Executed::FailedBody) => "failed_body",
-            Self::Executed(Executed::Kept) => "kept",
-            Self::Executed(Executed::Lost) => "lost",
-            Self::Executed(Executed::Panicked) => "panicked",
-            Self::Executed(Executed::Released) => "released",
-            Self::Executed(Executed::Tombstone) => "tombstone",
-            Self::Executed(Executed::Unstored) => "unstored",
-            Self::PassedThrough(PassedThrough::BodyOverLimit) => "body_over_limit",
-            Self::PassedThrough(PassedThrough::KeyMalformed) => "key_malformed",
-            Self::PassedThrough(PassedThrough::KeyMissing) => "key_missing",
-            Self::PassedThrough(PassedThrough::NotApplicable) => "not_applicable",
-            Self::Refused(rejection) => rejection.code(),
-            Self::Replayed { other_payload: true } => "other_payload",
-        }
-    }
 }
