@@ -248,12 +248,14 @@ async fn streams_that_are_reset_while_the_store_hangs_leave_no_more_claims_than_
     let recorder = recorder();
     let _guard = metrics::set_default_local_recorder(&recorder);
     let stores = Stores::memory();
-    let server = Server::start_on(stores.store(), &recorder, |layer| layer).await;
+    let server = Server::start_on(stores.store(), &recorder, |layer| layer.lease(Duration::from_secs(300))).await;
     let work = async {
         stores.fail(Step::Claim, Fault::Hang, u32::MAX);
         stores.fail(Step::Release, Fault::Hang, u32::MAX);
         flood(&server, "/quick", |sent| sent, || server.ledger.in_flight() == MAX_IN_FLIGHT).await;
         assert!(server.runs().is_empty());
+        // The claims that are released are all that is left of it, and so are their tasks.
+        until(async || server.tasks() <= MAX_GIVEN_UP).await;
         stores.heal();
         server.is_idle().await;
         assert_eq!(status(reader(&server, "/quick", 1).await).await, 200);

@@ -46,7 +46,7 @@ pub struct Server {
     page: PrometheusHandle,
     inside: Arc<Inside>,
     most: Mutex<Most>,
-    tasks: usize,
+    own_tasks: usize,
     resident: Option<usize>,
 }
 
@@ -111,8 +111,8 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         tokio::spawn(serve(listener, app));
-        let (tasks, page) = (Handle::current().metrics().num_alive_tasks(), recorder.handle());
-        Self { addr, ledger, page, inside, most: Mutex::default(), tasks, resident: resident() }
+        let (own_tasks, page) = (Handle::current().metrics().num_alive_tasks(), recorder.handle());
+        Self { addr, ledger, page, inside, most: Mutex::default(), own_tasks, resident: resident() }
     }
 
     /// Does something, looks at all bounds meanwhile, and tells how close they came.
@@ -165,8 +165,7 @@ impl Server {
         until(async || {
             let held = [self.ledger.in_flight(), self.overdue(), self.ledger.waiting(), self.given_up()];
             let inside = [self.inside.handlers.now(), self.inside.bytes.now()];
-            let tasks = Handle::current().metrics().num_alive_tasks();
-            held == [0; 4] && inside == [0; 2] && tasks <= self.tasks
+            held == [0; 4] && inside == [0; 2] && self.tasks() == 0
         })
         .await;
     }
@@ -181,6 +180,11 @@ impl Server {
 
     fn given_up(&self) -> usize {
         self.metrics().get("idempotency_claims_given_up") as usize
+    }
+
+    /// How many tasks there are beside the server's own.
+    pub fn tasks(&self) -> usize {
+        Handle::current().metrics().num_alive_tasks().saturating_sub(self.own_tasks)
     }
 
     /// How many requests have ended.
