@@ -161,7 +161,8 @@ impl<S> Idempotency<S> {
                 Err(error) => {
                     report.cause(&error);
                     lead.land(Landing::StoreUnavailable);
-                    drop(seat);
+                    // What runs unprotected neither waits nor counts as an attempt.
+                    drop((seat, ticket));
                     return self.without_store(head, body, report).await;
                 }
             }

@@ -17,9 +17,9 @@
 //! | `attempt` | the number of the attempt that it started |
 //! | `waited` | whether it waited for another |
 //!
-//! Three more are not of one request's end: a warning when a function that was given to the layer panicked (`hook`), one, once per layer, when a request passes through because its key is
-//! missing or malformed (`contract`, `why`), and one at debug level for each store call that failed (`call`, `key`, `error`,
-//! `cause`).
+//! Three more are not of one request's end: a warning, once per layer, when a request passes through because its key is
+//! missing or malformed (`contract`, `why`), one when a function that was given to the layer panics (`hook`), and one event
+//! at debug level for each store call that failed (`call`, `key`, `error`, `cause`).
 //!
 //! # Outcomes
 //!
@@ -35,7 +35,7 @@
 //! | `replayed` | | it was answered with the outcome of an attempt |
 //! | | `other_payload` | the same, and the first request had another payload |
 //! | `refused` | `attempt_failed`, `running` | a duplicate that waited in vain |
-//! | | `key_missing`, `key_malformed`, `key_reused` | for its key |
+//! | | `key_missing`, `key_malformed`, `key_reused`, `scope_unknown` | for its key; a warning for the last |
 //! | | `body_timeout`, `body_too_large`, `body_unreadable` | for its body |
 //! | | `inner_not_ready`, `shutting_down` | for the service behind the layer |
 //! | | `overloaded`, `store_unavailable` | for what the layer needs itself; a warning |

@@ -58,7 +58,12 @@ impl Outcome {
             self,
             Self::Bypassed
                 | Self::Executed(Executed::Lost | Executed::Panicked | Executed::Unstored)
-                | Self::Refused(Rejection::OutcomeUnknown | Rejection::Overloaded | Rejection::StoreUnavailable)
+                | Self::Refused(
+                    Rejection::OutcomeUnknown
+                        | Rejection::Overloaded
+                        | Rejection::ScopeUnknown
+                        | Rejection::StoreUnavailable
+                )
         )
     }
 
