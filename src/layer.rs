@@ -226,6 +226,13 @@ impl IdempotencyLayer {
         self.set(|policy| policy.keeping.on_replay = Some(Arc::new(hook)))
     }
 
+    /// Marks the response of a run too, with `Idempotent-Replayed: false`, so that clients can tell it from one that passed
+    /// through. Default: only replays are marked.
+    #[must_use]
+    pub fn mark_first(self) -> Self {
+        self.set(|policy| policy.mark_first = true)
+    }
+
     /// Says when an outcome will be forgotten, as `Idempotency-Expires: <HTTP date>`, on the response that is kept and on its
     /// replays. The time is that of this process's clock. Default: not said.
     #[must_use]

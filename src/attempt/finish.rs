@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::{Client, Pursued, Reply, Run};
 use crate::body::ResponseBody;
 use crate::flight::{Landing, Lead};
-use crate::kept::{IDEMPOTENCY_EXPIRES, IDEMPOTENCY_STORED};
+use crate::kept::{IDEMPOTENCY_EXPIRES, IDEMPOTENCY_STORED, IDEMPOTENT_REPLAYED};
 use crate::lock::lock;
 use crate::policy::{Contract, Policy};
 use crate::record::Record;
@@ -152,6 +152,14 @@ impl Run {
 /// Marks a response that a retry will not get again.
 pub(super) fn unstored<R>(mut response: Response<ResponseBody<R>>) -> Response<ResponseBody<R>> {
     response.headers_mut().insert(IDEMPOTENCY_STORED, HeaderValue::from_static("false"));
+    response
+}
+
+/// Marks the response of a run, unless it is a refusal or the outcome of another.
+pub(super) fn marked<R>(mut response: Response<ResponseBody<R>>) -> Response<ResponseBody<R>> {
+    if response.extensions().get::<Rejection>().is_none() {
+        response.headers_mut().entry(IDEMPOTENT_REPLAYED).or_insert(HeaderValue::from_static("false"));
+    }
     response
 }
 

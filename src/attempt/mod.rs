@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout};
 use tower::{BoxError, Service};
 use tracing::Instrument as _;
 
-use self::finish::unstored;
+use self::finish::{marked, unstored};
 pub use self::handle::Attempt;
 use self::lease::Ended;
 pub(crate) use self::lease::{Asked, Lease, Pursued};
@@ -135,6 +135,7 @@ impl Run {
         };
         tasks.spawn(attempt.in_current_span());
         match replied.await {
+            Ok(Reply::Response(response)) if policy.mark_first => Ok(marked(response)),
             Ok(Reply::Response(response)) => Ok(response),
             Ok(Reply::Error(error)) => Err(error),
             Ok(Reply::Panic(panic)) => resume_unwind(panic),

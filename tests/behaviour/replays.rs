@@ -9,7 +9,7 @@ use tower_idempotency::key::header;
 use tower_idempotency::store::{Claim, Claimed, Store as _};
 use tower_idempotency::{Attempt, IdempotencyLayer, Ledger, MemoryStore, caller};
 
-use crate::common::app::{App, answer, attempt, body, counting, event, key_of, order};
+use crate::common::app::{Answer, App, answer, attempt, body, counting, event, key_of, order};
 use crate::common::stores::{Step, Stores};
 
 on_every_store! {
@@ -67,6 +67,16 @@ async fn c02_the_marks_name_is_the_users_to_choose() {
         (replay.headers.get("idempotent-replayed"), &replay.headers["x-replayed"]),
         (None, &"true".parse().unwrap())
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn c02_the_first_is_marked_too_by_choice() {
+    let app = counting(&api().mark_first().require_key(), 201);
+    let mark =
+        |answer: &Answer| answer.headers.get("idempotent-replayed").map(|mark| mark.to_str().unwrap().to_owned());
+    assert_eq!(mark(&app.send(order("k", "1")).await).as_deref(), Some("false"));
+    assert_eq!(mark(&app.send(order("k", "1")).await).as_deref(), Some("true"));
+    assert_eq!(mark(&app.send(order("k", "2")).await), None, "a refusal is neither");
 }
 
 #[tokio::test(start_paused = true)]
