@@ -4,6 +4,7 @@
 //! the store, and its attempt keeps the lead while it runs. The others wait for what comes of it, or for the lead.
 
 use std::collections::HashMap;
+use std::mem;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -51,6 +52,8 @@ struct Course {
     failures: u32,
     pause: Duration,
     next_look: Instant,
+    /// Whether a hint has brought it forward.
+    is_hinted: bool,
     /// From when on a hint is followed.
     next_hinted: Instant,
     /// The store's next hint. It stays from one look to the next, so that nothing that happens during a look is missed and
@@ -201,7 +204,11 @@ impl Lead {
     /// Another process runs the key. Whoever leads next looks again, later and later, but not long after the lease ends.
     pub(crate) fn running_elsewhere(mut self, fingerprint: Option<Fingerprint>, lease_left: Duration) {
         let pause = self.course.pause.mul_f64(rand::random_range(1.0..1.5)).min(lease_left + FIRST_PAUSE);
-        self.course.next_look = Instant::now() + pause;
+        let now = Instant::now();
+        self.course.next_look = now + pause;
+        if mem::take(&mut self.course.is_hinted) {
+            self.course.next_hinted = now + FIRST_PAUSE;
+        }
         self.course.pause = (self.course.pause * 2).min(LAST_PAUSE);
         self.tell_running(fingerprint, Some(Instant::now() + lease_left));
     }
@@ -264,7 +271,7 @@ impl Membership {
     /// Waits for a hint of the store and brings the next look forward, for whoever has the course of the flight. Dropped
     /// halfway, it loses nothing.
     async fn hinted(&self, course: Option<&mut Course>) {
-        let Some(course) = course.filter(|course| course.next_hinted < course.next_look) else {
+        let Some(course) = course.filter(|course| !course.is_hinted && course.next_hinted < course.next_look) else {
             return std::future::pending().await;
         };
         course.hint.get_or_insert_with(|| self.next_hint()).await;
@@ -274,7 +281,7 @@ impl Membership {
         let look = course.next_hinted.max(Instant::now());
         if look < course.next_look {
             course.next_look = look;
-            course.next_hinted = look + FIRST_PAUSE;
+            course.is_hinted = true;
         }
     }
 
@@ -319,7 +326,8 @@ impl Flights {
 impl Flight {
     fn new(ledger: &Ledger) -> Arc<Self> {
         let now = Instant::now();
-        let course = Course { failures: 0, pause: FIRST_PAUSE, next_look: now, next_hinted: now, hint: None };
+        let pause = FIRST_PAUSE;
+        let course = Course { failures: 0, pause, next_look: now, is_hinted: false, next_hinted: now, hint: None };
         Arc::new(Self {
             lead: Arc::new(tokio::sync::Mutex::new(course)),
             news: watch::Sender::new(News::Claiming),

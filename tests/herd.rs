@@ -18,7 +18,7 @@ use redis::AsyncCommands as _;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
-use tower_idempotency::key::header;
+use tower_idempotency::key::{Key, header};
 use tower_idempotency::{IdempotencyLayer, Ledger, RedisStore};
 
 use common::app::{Answer, App, answer, event};
@@ -63,7 +63,9 @@ async fn process() {
     let Ok(url) = env::var(URL) else { return };
     let mut redis = redis::Client::open(&*url).unwrap().get_multiplexed_async_connection().await.unwrap();
     let store = Observed::new(RedisStore::new(&url).unwrap());
-    let ledger = Ledger::new(store.clone()).max_waiting(EACH).max_waiting_per_key(EACH);
+    // A process that has yet to take in all its requests may be slow to hear the store.
+    let ledger = Ledger::new(store.clone()).max_waiting(EACH).max_waiting_per_key(EACH).store_timeout(LONG);
+    while ledger.lookup(&Key::from([0; 24])).await.is_err() {}
     let layer = IdempotencyLayer::webhook(&ledger, header("X-Id")).patience(LONG);
     let connection = redis.clone();
     let app = App::new(&layer, move |_, _| {
@@ -127,7 +129,7 @@ async fn ten_thousand_duplicates_in_four_processes_are_one_run_and_few_looks() {
     let server = RedisServer::start();
     let start = |_| {
         let mut command = Command::new(env::current_exe().unwrap());
-        command.args(["--exact", "process", "--ignored"]).env(URL, server.url()).stdout(Stdio::null());
+        command.args(["--exact", "process", "--ignored", "--nocapture"]).env(URL, server.url()).stdout(Stdio::null());
         Process(command.spawn().unwrap())
     };
     let mut processes: Vec<Process> = (0..PROCESSES).map(start).collect();
