@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test panics where it fails")]
 
 pub mod app;
+pub mod browser;
 pub mod metrics;
 pub mod observed;
 pub mod proxy;
@@ -11,6 +12,8 @@ pub mod redis;
 pub mod server;
 pub mod stores;
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
@@ -23,4 +26,15 @@ pub async fn until(mut holds: impl AsyncFnMut() -> bool) {
         }
     };
     timeout(Duration::from_secs(30), looks).await.expect("it to hold before long");
+}
+
+/// A command that, where there is `setpriv`, does not outlive a test that is killed.
+pub fn mortal(program: &str) -> Command {
+    let setpriv = Path::new("/usr/bin/setpriv");
+    if !setpriv.exists() {
+        return Command::new(program);
+    }
+    let mut command = Command::new(setpriv);
+    command.args(["--pdeathsig", "KILL", program]);
+    command
 }

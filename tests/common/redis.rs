@@ -2,7 +2,6 @@
 
 use std::env;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -111,15 +110,7 @@ fn free_port() -> u16 {
 fn spawn(port: u16, args: &[String]) -> Child {
     // Another version or Valkey, where that is to be tried.
     let server = env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
-    // Where there is `setpriv`, a server does not outlive a test that is killed.
-    let setpriv = Path::new("/usr/bin/setpriv");
-    let mut command = if setpriv.exists() {
-        let mut command = Command::new(setpriv);
-        command.args(["--pdeathsig", "KILL", &server]);
-        command
-    } else {
-        Command::new(server)
-    };
+    let mut command = super::mortal(&server);
     let port = port.to_string();
     command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
     // What a replica receives it writes to a file.
