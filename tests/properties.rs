@@ -18,6 +18,7 @@ struct Scope {
     method: &'static str,
     path: String,
     contract: Contract,
+    secret: Option<&'static str>,
     /// No function, one that knows nothing, and one that knows something.
     added: Option<Option<Vec<u8>>>,
 }
@@ -81,8 +82,9 @@ fn scope() -> impl Strategy<Value = Scope> {
         option::of(bytes()).prop_map(Contract::ApiByFn),
         vec("[ab]{0,2}", 0..3).prop_map(Contract::ApiByHeader),
     ];
-    (select(vec!["POST", "PATCH", "PUT"]), "/[ab/]{0,3}", contract, option::of(option::of(bytes())))
-        .prop_map(|(method, path, contract, added)| Scope { method, path, contract, added })
+    let secret = option::of(select(vec!["0123456789abcdef", "0123456789abcdef\0"]));
+    (select(vec!["POST", "PATCH", "PUT"]), "/[ab/]{0,3}", contract, secret, option::of(option::of(bytes())))
+        .prop_map(|(method, path, contract, secret, added)| Scope { method, path, contract, secret, added })
 }
 
 /// The parts of a key. The first of a composite is there, and a composite has at least two.
@@ -176,14 +178,15 @@ fn two_keys() -> impl Strategy<Value = (Vec<Part>, Vec<Part>)> {
 
 /// The same but for one aspect, most of the time.
 fn two_scopes() -> impl Strategy<Value = (Scope, Scope)> {
-    (scope(), scope(), 0..8_u8).prop_map(|(a, other, aspect)| {
+    (scope(), scope(), 0..9_u8).prop_map(|(a, other, aspect)| {
         let mut b = a.clone();
         match aspect {
             0 => b.method = other.method,
             1 => b.path = other.path,
             2 => b.contract = other.contract,
             3 => b.added = other.added,
-            4 => b = other,
+            4 => b.secret = other.secret,
+            5 => b = other,
             _ => {}
         }
         (a, b)
@@ -265,6 +268,10 @@ fn key(scope: &Scope, parts: &[Part], places: &[Place]) -> Key {
     let layer = match scope.added.clone() {
         None => layer,
         Some(added) => layer.scope(move |_| added.clone()),
+    };
+    let layer = match scope.secret {
+        None => layer,
+        Some(secret) => layer.secret(secret),
     };
     let uri = format!("{}?{}", scope.path, making.query.join("&"));
     let (head, ()) = making.request.uri(uri).body(()).unwrap().into_parts();
