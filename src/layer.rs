@@ -64,7 +64,7 @@ impl IdempotencyLayer {
     }
 
     /// What may stand in a key header. Default: webhook, opaque with 1 to 1024 bytes; api, 1 to 255 visible ASCII
-    /// characters.
+    /// characters, quoted or bare. [`HeaderSyntax::StructuredString`] is the draft to the letter: quoted alone.
     #[must_use]
     pub fn header_syntax(self, syntax: HeaderSyntax) -> Self {
         self.set(|policy| policy.header_syntax = syntax)
@@ -153,8 +153,8 @@ impl IdempotencyLayer {
     }
 
     /// What happens to a malformed key: two different values, a list, a JSON value that is no scalar or stands twice, a body
-    /// that is no JSON. Default: webhook, [`OnBadKey::PassThrough`], where the first of each layer is warned of; api,
-    /// [`OnBadKey::Refuse`].
+    /// that is not the JSON or the multipart form it has to be, a part that is not [valid](KeySource::valid_if). Default:
+    /// webhook, [`OnBadKey::PassThrough`], where the first of each layer is warned of; api, [`OnBadKey::Refuse`].
     #[must_use]
     pub fn malformed_key(self, then: OnBadKey) -> Self {
         self.set(|policy| policy.malformed_key = then)

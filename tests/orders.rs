@@ -40,7 +40,7 @@ struct Answer {
 
 impl Shop {
     async fn open(settings: &[(&str, &str)]) -> Self {
-        let mut command = Command::new(binary());
+        let mut command = Command::from(common::mortal(binary().to_str().unwrap()));
         command.env("ADDR", "127.0.0.1:0").env_remove("REDIS_URL").envs(settings.iter().copied());
         let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("the example, built");
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();

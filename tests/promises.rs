@@ -22,8 +22,9 @@ use tower_idempotency::key::{Key, header};
 use tower_idempotency::store::{Claim, Claimed, Forgotten, State, Store as _};
 use tower_idempotency::{IdempotencyLayer, Ledger, caller};
 
-use common::app::{Answer, App, answer, attempt, deliver, event, gated, order, until};
+use common::app::{Answer, App, answer, attempt, deliver, event, gated, order};
 use common::stores::{Fault, Step, Stores};
+use common::until;
 
 macro_rules! promises {
     ($($name:ident)+) => {

@@ -14,8 +14,9 @@ use tower_idempotency::key::header;
 use tower_idempotency::store::{Forgotten, State};
 use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore, caller, fingerprint};
 
-use crate::common::app::{Answer, App, Body, answer, counting, deliver, event, gated, key_of, order, until};
+use crate::common::app::{Answer, App, Body, answer, counting, deliver, event, gated, key_of, order};
 use crate::common::stores::{Step, Stores};
+use crate::common::until;
 
 on_every_store! {
     f01_a_duplicate_of_a_running_request_is_told_to_come_again

@@ -10,8 +10,9 @@ use tower_idempotency::key::header;
 use tower_idempotency::store::{Claim, Forgotten, Hold, Store as _};
 use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore, OnStoreError, caller};
 
-use crate::common::app::{App, answer, counting, deliver, event, gated, key_of, order, until};
+use crate::common::app::{App, answer, counting, deliver, event, gated, key_of, order};
 use crate::common::stores::{Fault, Step, Stores};
+use crate::common::until;
 
 on_every_store! {
     g01_after_a_5xx_the_next_delivery_runs

@@ -4,8 +4,9 @@ use http::{Request, StatusCode};
 use tower_idempotency::key::header;
 use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore, OnOtherPayload, Rejection, caller, fingerprint};
 
-use crate::common::app::{App, Body, answer, body, counting, deliver, event, gated, order, until};
+use crate::common::app::{App, Body, answer, body, counting, deliver, event, gated, order};
 use crate::common::stores::Stores;
+use crate::common::until;
 
 on_every_store! {
     d01_another_payload_is_refused_and_the_first_outcome_stays

@@ -6,8 +6,9 @@ use http::{Request, StatusCode};
 use tower_idempotency::key::{header, json};
 use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore, caller};
 
-use crate::common::app::{App, Body, answer, body, counting, deliver, event, order, until};
+use crate::common::app::{App, Body, answer, body, counting, deliver, event, order};
 use crate::common::stores::{Step, Stores};
+use crate::common::until;
 
 on_every_store! {
     h01_tenants_do_not_share_keys

@@ -3,7 +3,6 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -13,7 +12,6 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, Layer as _, ServiceExt as _, service_fn};
 use tower_idempotency::key::Key;
@@ -126,17 +124,6 @@ pub fn gated(layer: &IdempotencyLayer) -> (App, Arc<Semaphore>) {
         }
     });
     (app, gate)
-}
-
-/// Waits until something holds, for ten seconds at most.
-pub async fn until(mut holds: impl AsyncFnMut() -> bool) {
-    timeout(Duration::from_secs(10), async {
-        while !holds().await {
-            sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await
-    .expect("it does not come true");
 }
 
 /// Sends a delivery from a client of its own.
