@@ -165,6 +165,8 @@ impl Seat {
             }
             tokio::select! {
                 biased;
+                // First, so that those who are told together do not queue up at the lock of the lead.
+                _ = self.news.changed() => {}
                 taken = &mut lead, if course.is_none() => {
                     course = Some(taken);
                     continue;
@@ -175,7 +177,6 @@ impl Seat {
                     }
                     report.waits();
                 }
-                _ = self.news.changed() => {}
                 () = sleep_until(next_look.unwrap_or(patience).min(patience)) => {
                     if Instant::now() >= patience {
                         return Turn::OutOfPatience(lease_until);
