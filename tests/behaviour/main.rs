@@ -25,8 +25,11 @@ macro_rules! on_every_store {
     };
 }
 
+mod bodies;
 mod concurrency;
+mod events;
 mod failures;
+mod keys;
 mod payloads;
 mod replays;
 mod scopes;

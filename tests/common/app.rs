@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use futures_util::stream;
 use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tower::util::BoxCloneSyncService;
@@ -134,6 +136,23 @@ pub fn deliver(app: &App, request: Request<Body>) -> JoinHandle<Answer> {
 /// A handler that answers with this status, and the number of its run.
 pub fn counting(layer: &IdempotencyLayer, status: u16) -> App {
     App::new(layer, move |_, run| async move { answer(status, format!("run {run}")) })
+}
+
+/// A handler that answers with the request body as it saw it.
+pub fn echoing(layer: &IdempotencyLayer) -> App {
+    App::new(layer, |request: Incoming, _| async move {
+        let seen = request.into_body().collect().await?.to_bytes();
+        Ok(Response::new(body(seen)))
+    })
+}
+
+/// A body of these frames.
+pub fn frames(frames: Vec<io::Result<Frame<Bytes>>>) -> Body {
+    StreamBody::new(stream::iter(frames)).boxed_unsync()
+}
+
+pub fn chunk(text: &'static str) -> io::Result<Frame<Bytes>> {
+    Ok(Frame::data(Bytes::from_static(text.as_bytes())))
 }
 
 /// What a layer sees of a request, for the key under which a store knows it.
