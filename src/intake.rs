@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, header, request};
+use http::{HeaderMap, HeaderValue, Version, header, request};
 use http_body::Body;
 use tokio::time::timeout;
 
@@ -107,9 +107,9 @@ async fn buffer<B: Body<Data = Bytes>>(policy: &Policy, head: &request::Parts, b
             Buffered::PassThrough(RequestBody::resumed(data, rest))
         }
         Ok(Ok(Filled::OverCap)) => {
-            // A client that sends all before it reads would see a reset instead of the refusal. One that asked first (RFC 9110
-            // §10.1.1) is answered by that alone: to read on would be to tell it to send.
-            if collector.is_untouched() && head.headers.contains_key(header::EXPECT) {
+            // A client that sends all before it reads would see a reset instead of the refusal. One that asked first is
+            // answered by that alone: to read on would be to tell it to send.
+            if collector.is_untouched() && asks_first(head) {
                 return Buffered::Refuse(Rejection::BodyTooLarge);
             }
             let _ = timeout(LINGER, collector.discard(policy.max_request_body.saturating_mul(LINGER_BODIES))).await;
@@ -118,4 +118,10 @@ async fn buffer<B: Body<Data = Bytes>>(policy: &Policy, head: &request::Parts, b
         Ok(Err(_)) => Buffered::Refuse(Rejection::BodyUnreadable),
         Err(_) => Buffered::Refuse(Rejection::BodyTimeout),
     }
+}
+
+/// Whether the client waits to be told before it sends its body. HTTP/1.0 knows of no such thing (RFC 9110 §10.1.1).
+fn asks_first(head: &request::Parts) -> bool {
+    let is_asked = |expected: &HeaderValue| expected.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    head.version > Version::HTTP_10 && head.headers.get_all(header::EXPECT).iter().any(is_asked)
 }
