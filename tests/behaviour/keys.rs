@@ -157,6 +157,17 @@ async fn a08_a_key_is_the_same_quoted_and_bare() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a10_to_the_letter_a_key_is_a_quoted_string_and_its_parameters_say_nothing() {
+    let app = counting(&api().header_syntax(HeaderSyntax::StructuredString { max_len: 255 }), 201);
+    assert_eq!(app.send(keyed(r#""abc";p=1"#)).await.body, "run 1");
+    assert!(app.send(keyed(r#""abc""#)).await.is_replayed());
+    for key in ["abc", "\"\"", "\"abc", "\"a\", \"b\"", "8e03978e-40d5-43dd-bc93-6894a57f9324"] {
+        assert_eq!(refusal(&app.send(keyed(key)).await), malformed(), "{key}");
+    }
+    assert_eq!(app.runs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a12_a_key_has_a_longest_length() {
     let app = counting(&api(), 201);
     for longest in ["k".repeat(255), format!("\"{}\"", "l".repeat(255))] {
