@@ -53,7 +53,7 @@ pin_project! {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Failed(Arc<AtomicBool>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Buffered {
     data: Option<Bytes>,
     trailers: Option<HeaderMap>,
@@ -248,6 +248,13 @@ impl Buffered {
 
     fn is_empty(&self) -> bool {
         self.len() == 0 && self.trailers.is_none()
+    }
+}
+
+impl std::fmt::Debug for Buffered {
+    /// Without what has no place in a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "<{} bytes>", self.len())
     }
 }
 

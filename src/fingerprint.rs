@@ -13,7 +13,6 @@
 //! A record that was made with a fingerprint and a request without one, or the reverse, do not match: that a layer's
 //! settings have changed in between is never taken for agreement.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use http::request;
@@ -33,20 +32,28 @@ pub struct Payload(Option<Compared>);
 #[derive(Clone, Debug)]
 struct Compared {
     query: bool,
-    body: Content,
+    body: Comparison,
 }
 
 /// How bodies are compared.
 #[derive(Clone, Debug)]
-enum Content {
-    /// As JSON, less some members.
+enum Comparison {
+    /// As JSON: all of it or only some members, less some others.
     Json {
-        except: Vec<Json>,
+        only: Option<Vec<Member>>,
+        except: Vec<Member>,
     },
-    /// Only these members.
-    Members(Vec<Json>),
     Raw,
 }
+
+#[derive(Clone, Debug)]
+struct Member {
+    text: String,
+    path: Json,
+}
+
+/// How large a body may be to be compared as JSON. The tree of one may be a hundred times as large.
+const MAX_TREE: usize = 256 << 10;
 
 /// Nothing: whatever brings the key is a duplicate. The webhook default, since senders resend an event with another
 /// attempt counter, timestamp or signature.
@@ -58,34 +65,36 @@ pub const fn ignored() -> Payload {
 /// Method, path, query and raw body. The query is sorted by name, since clients build it from maps. The api default.
 #[must_use]
 pub const fn whole() -> Payload {
-    Payload(Some(Compared { query: true, body: Content::Raw }))
+    Payload(Some(Compared { query: true, body: Comparison::Raw }))
 }
 
 /// As [`whole`], but a JSON body is compared by what it says: neither white space nor the order of members counts. The
 /// order of an array does.
 ///
 /// Numbers are compared as 64-bit integers where they are such, else as doubles, and of a repeated member the last counts.
-/// A body that is no JSON, or nested deeper than 127 levels, is compared raw. The tree that this takes is some times as
-/// large as the body, and gone before the request runs.
+/// A body that is no JSON, larger than 256 KiB, or nested deeper than 127 levels, is compared raw.
 #[must_use]
 pub const fn json() -> Payload {
-    Payload(Some(Compared { query: true, body: Content::Json { except: Vec::new() } }))
+    Payload(Some(Compared { query: true, body: Comparison::Json { only: None, except: Vec::new() } }))
 }
 
-/// Method, path and query, and of a JSON body only these members, compared as by [`json`]. A body that is no JSON is
-/// compared raw.
+/// Method, path and query, and of a JSON body only these members, compared as by [`json`]. A body that is no JSON, too large
+/// or too deep for that is compared raw.
 ///
 /// # Panics
 ///
 /// If one of `paths` is not a singular query of RFC 9535, as for [`key::json`](crate::key::json).
 #[must_use]
 pub fn members(paths: &[&str]) -> Payload {
-    Payload(Some(Compared { query: true, body: Content::Members(parsed(paths)) }))
+    let only = Some(parsed(paths));
+    Payload(Some(Compared { query: true, body: Comparison::Json { only, except: Vec::new() } }))
 }
 
 #[allow(clippy::expect_used, reason = "as documented: a programmer's mistake, found at start")]
-fn parsed(paths: &[&str]) -> Vec<Json> {
-    paths.iter().map(|path| Json::parse(path).expect("not a singular JSON path")).collect()
+fn parsed(paths: &[&str]) -> Vec<Member> {
+    let parse =
+        |text: &&str| Member { text: (*text).to_owned(), path: Json::parse(text).expect("not a singular JSON path") };
+    paths.iter().map(parse).collect()
 }
 
 // === impl Fingerprint ===
@@ -125,8 +134,8 @@ impl fmt::Debug for Fingerprint {
 // === impl Payload ===
 
 impl Payload {
-    /// Leaves out these members of a JSON body, such as a timestamp or a counter of attempts; the rest is compared as by
-    /// [`json`], whatever this was before. Selected [`members`] stay selected.
+    /// Leaves out these members of a JSON body, such as a timestamp or a counter of attempts; what is compared [whole] is then
+    /// compared as by [`json`]. An item of an array leaves its place. Where nothing is compared, this changes nothing.
     ///
     /// # Panics
     ///
@@ -134,10 +143,10 @@ impl Payload {
     #[must_use]
     pub fn except(mut self, paths: &[&str]) -> Self {
         let paths = parsed(paths);
-        match self.0.get_or_insert(Compared { query: true, body: Content::Raw }) {
-            Compared { body: Content::Json { except }, .. } => except.extend(paths),
-            Compared { body: Content::Members(members), .. } => members.retain(|member| !paths.contains(member)),
-            Compared { body: body @ Content::Raw, .. } => *body = Content::Json { except: paths },
+        match &mut self.0 {
+            None => {}
+            Some(Compared { body: Comparison::Json { except, .. }, .. }) => except.extend(paths),
+            Some(Compared { body, .. }) => *body = Comparison::Json { only: None, except: paths },
         }
         self
     }
@@ -156,7 +165,7 @@ impl Payload {
     }
 
     pub(crate) fn fingerprint(&self, head: &request::Parts, body: &[u8]) -> Option<Fingerprint> {
-        let Compared { query, body: content } = self.0.as_ref()?;
+        let Compared { query, body: comparison } = self.0.as_ref()?;
         let mut digest = Digest::new("tower-idempotency fingerprint 1");
         digest.part(b'm', head.method.as_str().as_bytes());
         digest.part(b'p', head.uri.path().as_bytes());
@@ -164,43 +173,38 @@ impl Payload {
         for pair in sorted_query(query) {
             digest.part(b'q', pair.as_bytes());
         }
-        content.digest(body, &mut digest);
+        comparison.digest(body, &mut digest);
         Some(Fingerprint(digest.finish()))
     }
 }
 
-// === impl Content ===
+// === impl Comparison ===
 
-impl Content {
+impl Comparison {
     fn digest(&self, body: &[u8], digest: &mut Digest) {
-        let value = match self {
-            Self::Raw => None,
-            Self::Json { .. } | Self::Members(_) => serde_json::from_slice::<Value>(body).ok(),
-        };
-        match (self, value) {
-            (Self::Raw, _) | (_, None) => digest.part(b'b', body),
-            (Self::Json { except }, Some(mut value)) => {
-                except.iter().for_each(|path| path.remove_from(&mut value));
-                digest.part(b'j', &canonical(Cow::Owned(value)));
+        let tree = match self {
+            Self::Json { only, except } if body.len() <= MAX_TREE => {
+                serde_json::from_slice(body).ok().map(|value: Value| (only, except, value))
             }
-            (Self::Members(members), Some(value)) => {
-                for path in members {
+            Self::Json { .. } | Self::Raw => None,
+        };
+        let Some((only, except, mut value)) = tree else { return digest.part(b'b', body) };
+        except.iter().for_each(|member| member.path.remove_from(&mut value));
+        // Where another crate has `serde_json` keep the order of members, they are in the order of the body.
+        value.sort_all_objects();
+        match only {
+            None => digest.part(b'j', value.to_string().as_bytes()),
+            Some(members) => {
+                for Member { text, path } in members {
+                    digest.part(b'P', text.as_bytes());
                     match path.find_in(&value) {
-                        Some(member) => digest.part(b'v', &canonical(Cow::Borrowed(member))),
+                        Some(member) => digest.part(b'v', member.to_string().as_bytes()),
                         None => digest.part(b'-', &[]),
                     }
                 }
             }
         }
     }
-}
-
-/// The one text of a value: members sorted, no white space.
-fn canonical(value: Cow<'_, Value>) -> Vec<u8> {
-    let mut value = value.into_owned();
-    // Where another crate has `serde_json` keep the order of members, they are in the order of the body.
-    value.sort_all_objects();
-    value.to_string().into_bytes()
 }
 
 /// The pairs sorted by name; pairs of one name keep their order, which may mean something.
@@ -280,5 +284,27 @@ mod tests {
         assert!(is_same(&without, r#"{"tries":[1,2]}"#, r#"{"tries":[1,3]}"#));
         assert!(!is_same(&without, r#"{"a":1,"sent_at":1}"#, r#"{"a":2,"sent_at":1}"#));
         assert!(is_same(&selected.except(&["$.amount"]), r#"{"amount":1}"#, r#"{"amount":2}"#));
+
+        let two = json().except(&["$.items[0]", "$.items[1]"]);
+        assert!(
+            is_same(&two, r#"{"items":[1,2,100]}"#, r#"{"items":[3,4,100]}"#),
+            "none moves into the place of another"
+        );
+        assert!(!is_same(&two, r#"{"items":[1,2,100]}"#, r#"{"items":[1,2,999]}"#));
+        let inner = members(&["$.order"]).except(&["$.order.sent_at"]);
+        assert!(is_same(&inner, r#"{"order":{"a":1,"sent_at":1}}"#, r#"{"order":{"a":1,"sent_at":2}}"#));
+        let (a, b) = (members(&["$.a"]), members(&["$.b"]));
+        assert_ne!(
+            by(&a, "/", br#"{"a":1,"b":1}"#),
+            by(&b, "/", br#"{"a":1,"b":1}"#),
+            "a changed setting is no agreement"
+        );
+        assert_eq!(by(&ignored().except(&["$.a"]), "/", b"{}"), None);
+    }
+
+    #[test]
+    fn what_would_be_a_forest_is_compared_raw() {
+        let large = |space: &str| format!("[{}{space}1]", "1,".repeat(MAX_TREE / 2)).into_bytes();
+        assert_ne!(by(&json(), "/", &large("")), by(&json(), "/", &large(" ")));
     }
 }

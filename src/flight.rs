@@ -146,15 +146,13 @@ impl Seat {
         let flight = Arc::clone(&self.membership.flight);
         let mut lead = pin!(Arc::clone(&flight.lead).lock_owned());
         let mut course = None;
-        let mut lease_until = None;
         loop {
             let news = self.news.borrow_and_update().clone();
             match news {
                 News::Landed(Landing::Done { fingerprint, .. }) if self.refuses(fingerprint) => return Turn::Mismatch,
                 News::Landed(landing) => return Turn::Landed(landing),
                 News::Running { fingerprint, .. } if self.refuses(fingerprint) => return Turn::Mismatch,
-                News::Claiming => {}
-                News::Running { lease_until: until, .. } => lease_until = until,
+                News::Claiming | News::Running { .. } => {}
             }
             let now = Instant::now();
             let next_look = course.as_ref().map(|course: &OwnedMutexGuard<Course>| course.next_look);
@@ -179,12 +177,20 @@ impl Seat {
                 }
                 () = sleep_until(next_look.unwrap_or(patience).min(patience)) => {
                     if Instant::now() >= patience {
-                        return Turn::OutOfPatience(lease_until);
+                        return Turn::OutOfPatience(self.lease_until());
                     }
                 }
                 // Last, so that who may not wait at all makes no store watch.
                 () = self.membership.hinted(course.as_deref_mut()) => {}
             }
+        }
+    }
+
+    /// When the lease ends that another process has, as far as is known by now.
+    fn lease_until(&self) -> Option<Instant> {
+        match &*self.news.borrow() {
+            News::Running { lease_until, .. } => *lease_until,
+            News::Claiming | News::Landed(_) => None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! What of an outcome is kept, and how it is told again.
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -54,7 +55,7 @@ const ABOUT_THE_BODY: [HeaderName; 6] = [
 
 /// What is kept of a response, in the hands of [`redact`](crate::IdempotencyLayer::redact), and what is told of it again,
 /// in those of [`on_replay`](crate::IdempotencyLayer::on_replay).
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Kept {
     /// The status. A replay under the webhook contract says 200 for any 2xx.
@@ -91,11 +92,13 @@ impl Keeping {
         trailers: Option<HeaderMap>,
         max_body: usize,
     ) -> Record {
+        let trailers = trailers.map(|trailers| self.headers(&trailers));
         let kept = Kept { status: head.status, headers: self.headers(&head.headers), body, trailers };
         let Some(redact) = &self.redact else { return kept.into() };
         match hooked("redact", redact, kept) {
             Some(kept) if kept.body.len() <= max_body => {
-                Kept { status: head.status, headers: self.headers(&kept.headers), ..kept }.into()
+                let trailers = kept.trailers.map(|trailers| self.headers(&trailers));
+                Kept { status: head.status, headers: self.headers(&kept.headers), body: kept.body, trailers }.into()
             }
             // What was to be taken out may still be in there.
             _ => Record { status: head.status, headers: HeaderMap::new(), content: Content::Tombstone },
@@ -159,8 +162,9 @@ impl Keeping {
             kept.remove(name);
         }
         if let Some(only) = &self.only {
-            // A body that is kept without its coding cannot be read.
-            let is_kept = |name: &&HeaderName| only.contains(name) || **name == header::CONTENT_ENCODING;
+            // A body that is kept without its coding cannot be read. The other is the layer's own.
+            let always = [header::CONTENT_ENCODING, IDEMPOTENCY_EXPIRES];
+            let is_kept = |name: &&HeaderName| only.contains(name) || always.contains(name);
             let others = kept.keys().filter(|name| !is_kept(name)).cloned().collect::<Vec<_>>();
             others.iter().for_each(|name| drop(kept.remove(name)));
         }
@@ -204,6 +208,13 @@ impl Kept {
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         response
+    }
+}
+
+impl fmt::Debug for Kept {
+    /// Without what has no place in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kept").field("status", &self.status).field("body", &self.body.len()).finish_non_exhaustive()
     }
 }
 

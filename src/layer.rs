@@ -11,7 +11,7 @@ use crate::caller::Caller;
 use crate::digest::Secret;
 use crate::fingerprint::Payload;
 use crate::kept::Kept;
-use crate::key::{HeaderSyntax, Key, KeySource};
+use crate::key::{HeaderSyntax, Key, KeySource, Keys};
 use crate::ledger::Ledger;
 use crate::policy::{OnBadKey, OnOtherPayload, OnStoreError, OverLimit, Policy, Replay};
 use crate::rejection::{PolicyPage, Rejection};
@@ -96,7 +96,8 @@ impl IdempotencyLayer {
     }
 
     /// Makes stored keys keyed digests, for raw keys that could be guessed, such as consecutive numbers: who reads the store
-    /// can then not try which were there. Every process needs the same secret. Default: none.
+    /// can then not try which were there. Every process needs the same secret. Default: none. A [fingerprint](crate::fingerprint) is no keyed
+    /// digest: where the payload holds the key, or can be guessed itself, compare [nothing](crate::fingerprint::ignored) of it.
     ///
     /// Another secret makes every key another, [`Attempt::key`](crate::Attempt::key) too: what the store knows is found no
     /// more, and would run again. So set the old one as [`previous_secret`](Self::previous_secret) for a while.
@@ -113,6 +114,9 @@ impl IdempotencyLayer {
     /// The secret before this one. Each request is then claimed under both keys, the previous one first, and its outcome is
     /// kept under both: processes that know either secret, or both, run it once between them. That doubles the calls of the
     /// store. Default: none.
+    ///
+    /// What is outside of the store knows one key each: a handler that looks for its row, and a call downstream, has to ask for
+    /// [`Attempt::previous_key`](crate::Attempt::previous_key) as well.
     ///
     /// To rotate: give every process the new secret with the old one as previous, wait for the longest retention, then
     /// take the old one away.
@@ -386,11 +390,21 @@ impl IdempotencyLayer {
     /// pass through or be refused for its key.
     #[must_use]
     pub fn key_of(&self, head: &request::Parts, body: &Bytes) -> Option<Key> {
+        Some(self.keys_of(head, body)?.current)
+    }
+}
+
+impl IdempotencyLayer {
+    /// The same request's key under the [`previous_secret`](Self::previous_secret), while secrets rotate. An event that is
+    /// to run again then has to be forgotten under both.
+    #[must_use]
+    pub fn previous_key_of(&self, head: &request::Parts, body: &Bytes) -> Option<Key> {
+        self.keys_of(head, body)?.previous
+    }
+
+    fn keys_of(&self, head: &request::Parts, body: &Bytes) -> Option<Keys> {
         let parts = self.policy.key.extract(head, body, self.policy.header_syntax).ok().flatten();
-        parts
-            .filter(|_| self.policy.applies(head))
-            .and_then(|parts| self.policy.stored_keys(head, &parts).ok())
-            .map(|keys| keys.current)
+        parts.filter(|_| self.policy.applies(head)).and_then(|parts| self.policy.stored_keys(head, &parts).ok())
     }
 }
 

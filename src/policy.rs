@@ -322,7 +322,8 @@ fn replaced(refusal: Rejection, problem: Response<Bytes>, hook: &Arc<RefusalFn>)
         telemetry::hook_panicked("on_refusal");
     }
     let is_refusal = told.status().is_client_error() || told.status().is_server_error();
-    if ran.is_ok() && (is_refusal || !refusal.is_of_an_event()) { told } else { problem }
+    let is_drop = told.status().is_success() && !refusal.is_of_an_event();
+    if ran.is_ok() && (is_refusal || is_drop) { told } else { problem }
 }
 
 /// Whether a client that sends the same again would be answered the same.

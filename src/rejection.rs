@@ -23,7 +23,8 @@ pub(crate) struct PolicyPage {
 
 /// Why the layer refused a request.
 ///
-/// All but [`Rejection::OutcomeUnknown`] say that this delivery has not run.
+/// All but [`Rejection::OutcomeNotRetained`], [`Rejection::OutcomeUnknown`] and [`Rejection::ShuttingDown`] say that this
+/// delivery has not run.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Rejection {
@@ -132,7 +133,7 @@ impl Rejection {
     /// Whether a sender that takes the refusal for an acknowledgement would lose an event: there is one, and this delivery
     /// of it has not run.
     pub(crate) const fn is_of_an_event(self) -> bool {
-        !matches!(self, Self::KeyMalformed | Self::KeyMissing | Self::KeyReused | Self::OutcomeNotRetained)
+        !matches!(self, Self::KeyMalformed | Self::KeyMissing | Self::OutcomeNotRetained)
     }
 
     /// The refusal as a problem document. `running` is the status of [`Rejection::Running`]; `until` is when the reason will

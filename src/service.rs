@@ -97,7 +97,7 @@ impl<S> Idempotency<S> {
             }
         };
         let key = keys.current;
-        if head.extensions.get::<Attempt>().is_some_and(|outer| outer.is_under(&self.ledger, key)) {
+        if head.extensions.get::<Attempt>().is_some_and(|outer| outer.is_under(&self.ledger, keys)) {
             // The same rule once more, inside of itself: waiting for the attempt it is part of would never end.
             let outcome = Outcome::PassedThrough(PassedThrough::NotApplicable);
             return self.run_unprotected(head, body, outcome, report).await;

@@ -151,6 +151,7 @@ impl Run {
 
 /// Marks a response that a retry will not get again.
 pub(super) fn unstored<R>(mut response: Response<ResponseBody<R>>) -> Response<ResponseBody<R>> {
+    response.headers_mut().remove(IDEMPOTENCY_EXPIRES);
     response.headers_mut().insert(IDEMPOTENCY_STORED, HeaderValue::from_static("false"));
     response
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::key::Key;
+use crate::key::{Key, Keys};
 use crate::ledger::Ledger;
 use crate::lock::lock;
 use crate::store::{MAX_DURATION, MIN_DURATION};
@@ -34,7 +34,7 @@ use crate::store::{MAX_DURATION, MIN_DURATION};
 #[derive(Clone)]
 pub struct Attempt {
     ledger: Ledger,
-    key: Key,
+    keys: Keys,
     number: u32,
     lost: watch::Receiver<bool>,
     steering: Arc<Mutex<Steering>>,
@@ -51,8 +51,8 @@ pub(crate) struct Steering {
 }
 
 impl Attempt {
-    pub(crate) fn new(ledger: Ledger, key: Key, number: u32, lost: watch::Receiver<bool>) -> Self {
-        Self { ledger, key, number, lost, steering: Arc::default(), outer: None }
+    pub(crate) fn new(ledger: Ledger, keys: Keys, number: u32, lost: watch::Receiver<bool>) -> Self {
+        Self { ledger, keys, number, lost, steering: Arc::default(), outer: None }
     }
 
     /// The same attempt, inside of another layer's.
@@ -61,16 +61,26 @@ impl Attempt {
     }
 
     /// Whether this attempt, or one around it, is one of that ledger for that key.
-    pub(crate) fn is_under(&self, ledger: &Ledger, key: Key) -> bool {
-        self.key == key && self.ledger.is(ledger)
-            || self.outer.as_ref().is_some_and(|outer| outer.is_under(ledger, key))
+    pub(crate) fn is_under(&self, ledger: &Ledger, keys: Keys) -> bool {
+        self.ledger.is(ledger) && self.keys.meet(keys)
+            || self.outer.as_ref().is_some_and(|outer| outer.is_under(ledger, keys))
     }
 
     /// The event, as the store knows it: the same for every delivery, and fit to be the idempotency key of a call
     /// downstream.
+    ///
+    /// Where the layer has a [`secret`](crate::IdempotencyLayer::secret), it changes with that: while secrets rotate, look for
+    /// [`previous_key`](Self::previous_key) too.
     #[must_use]
     pub const fn key(&self) -> Key {
-        self.key
+        self.keys.current
+    }
+
+    /// The same event under the [`previous_secret`](crate::IdempotencyLayer::previous_secret), while secrets rotate. An
+    /// attempt that knew only that one has left its row, or called downstream, under this key.
+    #[must_use]
+    pub const fn previous_key(&self) -> Option<Key> {
+        self.keys.previous
     }
 
     /// Which run of the inner service for this key it is: 1, 2, 3 … as long as the store remembers the key.
@@ -127,6 +137,6 @@ impl Attempt {
 
 impl fmt::Debug for Attempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Attempt").field("key", &self.key).field("number", &self.number).finish_non_exhaustive()
+        f.debug_struct("Attempt").field("key", &self.keys.current).field("number", &self.number).finish_non_exhaustive()
     }
 }

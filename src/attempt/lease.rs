@@ -34,8 +34,8 @@ pub(crate) struct Lease {
     renew_at: Instant,
     /// The inner service has not been called: dropped now, the claim is released in the background.
     adrift: AtomicBool,
-    /// While secrets rotate, the claim of the same event under its previous key. It was asked for first, here and in every
-    /// other process that knows both, so none waits for a key while it holds the one that another waits for.
+    /// While secrets rotate, the claim of the same event under its previous key, which was asked for first. It is given up
+    /// before anybody waits for the other.
     previous: Option<Box<Self>>,
 }
 
@@ -73,11 +73,22 @@ impl Lease {
             answer => return Ok(answer),
         };
         let mut asked = Self::ask_for(ledger, keys.current, claim).await?;
-        // Without both, the one is dropped and given back.
-        if let Asked::Acquired(lease) = &mut asked {
-            lease.previous = Some(Box::new(previous));
+        match &mut asked {
+            Asked::Acquired(lease) => lease.previous = Some(Box::new(previous)),
+            // Whoever ran it knew only the current key: now the previous one tells, too.
+            Asked::Done { fingerprint, record } => previous.hand_on(*fingerprint, record).await,
+            // Without both, the one is dropped and given back.
+            Asked::Mismatch | Asked::Running { .. } => {}
         }
         Ok(asked)
+    }
+
+    /// Ends the claim with the outcome of another.
+    async fn hand_on(mut self, fingerprint: Option<Fingerprint>, record: &Bytes) {
+        self.claim.fingerprint = fingerprint;
+        if self.complete(record, self.claim.retention, Duration::ZERO).await == Pursued::Held {
+            self.begin();
+        }
     }
 
     async fn ask_for(ledger: &Ledger, key: Key, claim: &Claim) -> Result<Asked, StoreError> {
@@ -136,10 +147,6 @@ impl Lease {
 
     pub(crate) fn keys(&self) -> Keys {
         Keys { current: self.key, previous: self.previous.as_ref().map(|previous| previous.key) }
-    }
-
-    pub(crate) fn key(&self) -> Key {
-        self.key
     }
 
     pub(crate) fn claim(&self) -> &Claim {

@@ -91,7 +91,7 @@ impl Run {
         lead.running(lease.claim().fingerprint);
         let (lost, was_lost) = watch::channel(false);
         Self {
-            handle: Attempt::new(lease.ledger().clone(), lease.key(), lease.number(), was_lost),
+            handle: Attempt::new(lease.ledger().clone(), lease.keys(), lease.number(), was_lost),
             overdue: Instant::now() + policy.max_attempt,
             policy,
             lease,

@@ -54,7 +54,7 @@ impl Json {
         })
     }
 
-    /// Takes away the node it selects, where there is one.
+    /// Takes away the node it selects, where there is one. An item of an array leaves its place, or others would move.
     pub(crate) fn remove_from(&self, value: &mut Value) {
         let Some((last, way)) = self.segments.split_last() else { return *value = Value::Null };
         let parent = way.iter().try_fold(value, |value, segment| match segment {
@@ -70,8 +70,8 @@ impl Json {
                 members.remove(name);
             }
             (Some(Value::Array(items)), Segment::Index(index)) => {
-                if let Some(position) = position(*index, items.len()).filter(|position| *position < items.len()) {
-                    items.remove(position);
+                if let Some(item) = position(*index, items.len()).and_then(|position| items.get_mut(position)) {
+                    *item = Value::Null;
                 }
             }
             _ => {}

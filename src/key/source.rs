@@ -171,14 +171,24 @@ impl Rule {
         }
     }
 
+    fn is_composite(&self) -> bool {
+        match self {
+            Self::All(_) => true,
+            Self::Valid(rule, _) => rule.is_composite(),
+            _ => false,
+        }
+    }
+
     /// Composes what `find` says of the leaves.
     fn evaluate(&self, find: &mut dyn FnMut(&Self) -> Result<Option<Part>, Malformed>) -> Extracted {
         match self {
             Self::All(rules) => {
                 let mut parts = Vec::with_capacity(rules.len());
-                for (rule, presence) in rules {
+                for (position, (rule, presence)) in rules.iter().enumerate() {
+                    // A rule for what a key is does not change the key: `a ∧ b` goes on with or without one.
+                    let goes_on = position == 0 && matches!(rule, Self::Valid(..)) && rule.is_composite();
                     match (rule.evaluate(find)?, presence) {
-                        (Some(mut group), _) if group.len() == 1 => parts.append(&mut group),
+                        (Some(mut group), _) if group.len() == 1 || goes_on => parts.append(&mut group),
                         (Some(group), _) => parts.push(Part::Group(group)),
                         (None, Presence::Optional) => parts.push(Part::Absent),
                         (None, Presence::Required) => return Ok(None),

@@ -25,6 +25,14 @@ pub(crate) struct Keys {
     pub(crate) previous: Option<Key>,
 }
 
+impl Keys {
+    /// Whether both can be names of one event.
+    pub(crate) fn meet(self, other: Self) -> bool {
+        let names = |keys: Self| [Some(keys.current), keys.previous].into_iter().flatten();
+        names(self).any(|name| names(other).any(|other| name == other))
+    }
+}
+
 /// The text is not a [`Key`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct InvalidKey(());
