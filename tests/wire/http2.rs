@@ -62,10 +62,12 @@ async fn duplicates_that_wait_do_not_stall_the_other_streams() {
     let server = Server::start(&layer, move |request, run| {
         let opened = Arc::clone(&opened);
         async move {
-            if request.headers()["x-id"] == "gated" {
+            let is_gated = request.headers()["x-id"] == "gated";
+            let read = request.into_body().collect().await?.to_bytes().len();
+            if is_gated {
                 opened.acquire().await?.forget();
             }
-            answer(200, format!("run {run}"))
+            answer(200, format!("run {run}: {read} bytes"))
         }
     })
     .await;
