@@ -92,12 +92,12 @@ impl Keeping {
         trailers: Option<HeaderMap>,
         max_body: usize,
     ) -> Record {
-        let trailers = trailers.map(|trailers| self.headers(&trailers));
+        let trailers = self.trailers(trailers);
         let kept = Kept { status: head.status, headers: self.headers(&head.headers), body, trailers };
         let Some(redact) = &self.redact else { return kept.into() };
         match hooked("redact", redact, kept) {
             Some(kept) if kept.body.len() <= max_body => {
-                let trailers = kept.trailers.map(|trailers| self.headers(&trailers));
+                let trailers = self.trailers(kept.trailers);
                 Kept { status: head.status, headers: self.headers(&kept.headers), body: kept.body, trailers }.into()
             }
             // What was to be taken out may still be in there.
@@ -150,6 +150,10 @@ impl Keeping {
             },
         }
         .into_response())
+    }
+
+    fn trailers(&self, trailers: Option<HeaderMap>) -> Option<HeaderMap> {
+        trailers.map(|trailers| self.headers(&trailers)).filter(|trailers| !trailers.is_empty())
     }
 
     fn headers(&self, headers: &HeaderMap) -> HeaderMap {

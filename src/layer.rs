@@ -214,7 +214,7 @@ impl IdempotencyLayer {
     }
 
     /// Changes what is stored, as where the store must not see a part of a response. The first caller is answered what the
-    /// handler said. The status stays. Default: nothing is changed.
+    /// handler said, and nothing tells it that a retry will not get all of that. The status stays. Default: nothing is changed.
     ///
     /// Where `redact` panics, or leaves a body larger than [`max_kept_body`](Self::max_kept_body), a tombstone is stored
     /// without headers: what was to be taken out is not kept by mistake, and the request does not run again.

@@ -44,7 +44,7 @@
 //! | | `body_over_limit` | it ran unprotected, because its body is too large |
 //! | | `not_applicable` | the layer has nothing to do with it |
 //! | `bypassed` | | it ran unprotected, because the store is down and the layer was told to; a warning |
-//! | `abandoned` | | its client left before anything was decided |
+//! | `abandoned` | | its client left, or a scope, caller or key function panicked, before anything was decided |
 //!
 //! The reasons of what is refused are the [codes](crate::Rejection::code) that its client is told.
 //!

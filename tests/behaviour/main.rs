@@ -32,5 +32,6 @@ mod failures;
 mod keys;
 mod payloads;
 mod replays;
+mod rotation;
 mod scopes;
 mod service;

@@ -1,14 +1,11 @@
 //! H: whose key it is, and what nobody else learns.
 
-use std::time::Duration;
-
-use http::{Request, StatusCode};
+use http::Request;
 use tower_idempotency::key::{header, json};
 use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore, caller};
 
-use crate::common::app::{App, Body, answer, body, counting, deliver, event, order};
+use crate::common::app::{App, Body, answer, body, counting, event, order};
 use crate::common::stores::{Step, Stores};
-use crate::common::until;
 
 on_every_store! {
     h01_tenants_do_not_share_keys
@@ -17,12 +14,7 @@ on_every_store! {
     h06_no_tenant_can_make_anothers_key
     h08_a_forged_request_does_not_burn_the_id_it_forges
     h12_an_id_of_any_bytes_is_a_key_of_fixed_length
-    processes_that_know_either_secret_run_an_event_once
-    a_secret_that_rotates_forgets_nothing
 }
-
-const OLD: &[u8] = b"an old secret of its length";
-const NEW: &[u8] = b"a new secret of its length";
 
 fn webhook(ledger: &Ledger) -> IdempotencyLayer {
     IdempotencyLayer::webhook(ledger, header("X-Id"))
@@ -101,55 +93,6 @@ async fn h12_an_id_of_any_bytes_is_a_key_of_fixed_length(stores: Stores) {
     assert_eq!(app.runs(), 1);
     let (head, ()) = Request::post("/hooks").body(()).unwrap().into_parts();
     assert_eq!(layer.key_of(&head, &text.into()).unwrap().to_string().len(), 32);
-}
-
-/// Every process with the layer that its configuration gives it, old to new.
-fn rotating(stores: &Stores) -> [App; 3] {
-    let layers: [fn(IdempotencyLayer) -> IdempotencyLayer; 3] =
-        [|layer| layer.secret(OLD), |layer| layer.secret(NEW).previous_secret(OLD), |layer| layer.secret(NEW)];
-    layers.map(|layer| {
-        let layer = layer(webhook(&stores.ledger()).patience(Duration::from_secs(20)));
-        App::new(&layer, |_, run| async move {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            answer(200, format!("run {run}"))
-        })
-    })
-}
-
-async fn processes_that_know_either_secret_run_an_event_once(stores: Stores) {
-    let [old, both, new] = rotating(&stores);
-    // Either configuration may be there beside the one that knows both, and never without it.
-    for (name, other) in [("old", &old), ("new", &new)] {
-        for n in 0..5 {
-            let id = format!("{name} {n}");
-            let before = both.runs() + other.runs();
-            let deliveries: Vec<_> =
-                (0..10).map(|n| deliver(if n % 2 == 0 { &both } else { other }, event(&id))).collect();
-            for delivery in deliveries {
-                assert_eq!(delivery.await.unwrap().status, StatusCode::OK, "{id}");
-            }
-            assert_eq!(both.runs() + other.runs(), before + 1, "{id}");
-        }
-    }
-}
-
-async fn a_secret_that_rotates_forgets_nothing(stores: Stores) {
-    let [old, both, new] = rotating(&stores);
-    old.send(event("before")).await;
-    assert!(both.send(event("before")).await.is_replayed());
-    both.send(event("meanwhile")).await;
-    assert!(old.send(event("meanwhile")).await.is_replayed());
-    assert!(new.send(event("meanwhile")).await.is_replayed());
-    new.send(event("after")).await;
-    assert!(both.send(event("after")).await.is_replayed());
-    assert_eq!([old.runs(), both.runs(), new.runs()], [1, 1, 1]);
-    // What was taken in vain has been given back.
-    until(async || both.send(event("after")).await.is_replayed()).await;
-
-    let without = counting(&webhook(&stores.ledger()), 200);
-    without.send(event("no secret yet")).await;
-    let first_secret = counting(&webhook(&stores.ledger()).secret(OLD).previously_without_secret(), 200);
-    assert!(first_secret.send(event("no secret yet")).await.is_replayed());
 }
 
 #[test]

@@ -3,16 +3,18 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body::Frame;
 use tokio::time::{sleep, timeout};
 use tower::limit::ConcurrencyLimitLayer;
 use tower::{Layer as _, ServiceExt as _};
 use tower_idempotency::key::{header, json};
 use tower_idempotency::store::Forgotten;
-use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore, Rejection, caller};
+use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore, OnOtherPayload, Rejection, caller, fingerprint};
 
-use crate::common::app::{App, answer, body, counting, event, gated, key_of, order};
+use crate::common::app::{App, answer, body, chunk, counting, deliver, event, frames, gated, key_of, order};
 use crate::common::stores::{Step, Stores};
+use crate::common::until;
 
 on_every_store! {
     k07_a_key_that_is_forgotten_runs_again
@@ -169,4 +171,81 @@ async fn an_expiry_is_announced_where_that_is_wanted() {
     assert_eq!(replay.headers["idempotency-expires"], first.headers["idempotency-expires"]);
     let unkept = counting(&in_memory().expires_header(), 500);
     assert!(!unkept.send(order("k", "1")).await.headers.contains_key("idempotency-expires"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expiry_is_said_of_what_is_kept_alone_and_whatever_headers_are() {
+    let chosen = counting(&in_memory().expires_header().keep_headers(&["x-a"]), 200);
+    chosen.send(order("k", "1")).await;
+    assert!(chosen.send(order("k", "1")).await.headers.contains_key("idempotency-expires"));
+    let lost = counting(&in_memory().expires_header().redact(|_| panic!("redact")), 200);
+    assert!(!lost.send(order("k", "1")).await.headers.contains_key("idempotency-expires"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_for_another_payload_is_no_acknowledgement() {
+    let ledger = Ledger::new(MemoryStore::new());
+    let layer = IdempotencyLayer::webhook(&ledger, header("X-Id"))
+        .fingerprint(fingerprint::whole())
+        .other_payload(OnOtherPayload::Refuse)
+        .on_refusal(|_, refusal| *refusal.status_mut() = StatusCode::OK);
+    let app = counting(&layer, 500);
+    app.send(event("e")).await;
+    let other = Request::post("/hooks").header("x-id", "e").body(body("try 2")).unwrap();
+    assert_eq!(app.send(other).await.status, 422, "the first has failed: a sender told 200 would lose the event");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_told_as_it_was_where_its_hook_says_what_it_may_not() {
+    for status in [100, 101, 204, 304, 307] {
+        let layer = in_memory().require_key().patience(Duration::ZERO).on_refusal(move |_, refusal| {
+            *refusal.status_mut() = StatusCode::from_u16(status).unwrap();
+        });
+        let (app, gate) = gated(&layer);
+        let told = app.send(Request::post("/orders").body(body("1")).unwrap()).await;
+        assert_eq!(told.status.as_u16(), if status == 204 { 204 } else { 400 }, "there was no event");
+        let running = deliver(&app, order("k", "1"));
+        until(async || app.runs() == 1).await;
+        assert_eq!(app.send(order("k", "1")).await.status, 409, "{status}");
+        gate.add_permits(1);
+        running.await.unwrap();
+    }
+    let half_done = in_memory().require_key().on_refusal(|_, refusal| {
+        *refusal.body_mut() = Bytes::new();
+        panic!("half done")
+    });
+    let told = counting(&half_done, 201).send(Request::post("/orders").body(body("1")).unwrap()).await;
+    assert_eq!(told.code().as_deref(), Some("key_missing"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_kept_of_headers_is_not_kept_of_trailers() {
+    let app = App::new(&in_memory().drop_headers(&["x-secret"]), |_, _| async {
+        let names = ["x-secret", "set-cookie"].map(HeaderName::from_static);
+        let trailers = HeaderMap::from_iter(names.map(|name| (name, HeaderValue::from_static("1"))));
+        Ok(Response::new(frames(vec![chunk("a"), Ok(Frame::trailers(trailers))])))
+    });
+    assert_eq!(app.send(order("k", "1")).await.trailers.map(|trailers| trailers.len()), Some(2));
+    let replay = app.send(order("k", "1")).await;
+    assert_eq!((replay.is_replayed(), replay.trailers), (true, None));
+}
+
+/// All who wait are told by the last look, not by the one before they began to wait.
+#[tokio::test(start_paused = true)]
+async fn when_to_come_again_is_known_to_all_who_wait() {
+    let store = MemoryStore::new();
+    let layer = || {
+        let ledger = Ledger::new(store.clone());
+        IdempotencyLayer::webhook(&ledger, header("X-Id")).patience(Duration::from_secs(25))
+    };
+    let (app, gate) = gated(&layer());
+    let running = deliver(&app, event("e"));
+    until(async || app.runs() == 1).await;
+    let elsewhere = counting(&layer(), 200);
+    let waiting: Vec<_> = (0..20).map(|_| deliver(&elsewhere, event("e"))).collect();
+    for refused in waiting {
+        assert_eq!(refused.await.unwrap().headers["retry-after"], "1", "the lease is renewed all the time");
+    }
+    gate.add_permits(1);
+    assert_eq!(running.await.unwrap().status, 200);
 }
