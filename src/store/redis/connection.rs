@@ -232,6 +232,13 @@ fn is_from_replica(error: &RedisError) -> bool {
     }
 }
 
+/// Whether what stands under the key is none of our records. `CORRUPT` is the scripts' own word for it.
+fn is_of_no_record(error: &RedisError) -> bool {
+    // Before 7.0 an error inside a script has its code in the text.
+    let in_script = || error.detail().is_some_and(|detail| detail.contains(" WRONGTYPE "));
+    matches!(error.code(), Some("WRONGTYPE" | "CORRUPT")) || error.code() == Some("ERR") && in_script()
+}
+
 // === impl Failure ===
 
 impl Failure {
@@ -259,8 +266,7 @@ impl Failure {
 impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         match failure {
-            // `CORRUPT` is the scripts' own word for it.
-            Failure::Refused(error) if matches!(error.code(), Some("WRONGTYPE" | "CORRUPT")) => Self::unreadable(error),
+            Failure::Refused(error) if is_of_no_record(&error) => Self::unreadable(error),
             Failure::Refused(error) | Failure::Unsent(error) => Self::refused(error),
             Failure::Unknown(error) => Self::unknown(error),
         }
