@@ -188,6 +188,7 @@ pub struct StoreError {
 enum Kind {
     Refused,
     Unknown,
+    Unreachable,
     Unreadable,
 }
 
@@ -291,9 +292,14 @@ impl StoreError {
         Self { kind: Kind::Unknown, source: source.into() }
     }
 
-    /// The step took no effect: it was refused, or never sent.
+    /// The step took no effect: the store refused it.
     pub fn refused(source: impl Into<BoxError>) -> Self {
         Self { kind: Kind::Refused, source: source.into() }
+    }
+
+    /// The step took no effect: it was not sent, because the store cannot be reached.
+    pub fn unreachable(source: impl Into<BoxError>) -> Self {
+        Self { kind: Kind::Unreachable, source: source.into() }
     }
 
     /// The step took no effect, because what the store has under the key is none of its records, or of a version to come.
@@ -305,6 +311,12 @@ impl StoreError {
     #[must_use]
     pub fn is_definite(&self) -> bool {
         self.kind != Kind::Unknown
+    }
+
+    /// Whether the store gave no sign of life.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        matches!(self.kind, Kind::Unknown | Kind::Unreachable)
     }
 
     /// Whether there is something under the key that cannot be read: an event that was seen, whatever came of it.
@@ -319,6 +331,7 @@ impl fmt::Display for StoreError {
         f.write_str(match self.kind {
             Kind::Refused => "the store refused",
             Kind::Unknown => "the store did not answer",
+            Kind::Unreachable => "the store cannot be reached",
             Kind::Unreadable => "what the store keeps cannot be read",
         })
     }

@@ -2,29 +2,26 @@
 //!
 //! The client's multiplexed connection is fast and never comes back once it is lost; it also cannot tell a server that
 //! is slow from one whose packets vanish. So it is replaced when it breaks, when it leads to a replica, and when two
-//! calls in a row have waited in vain. Connecting is one task for all who wait for it, outlives their patience, and backs
-//! off with jitter.
+//! calls in a row have waited in vain. A cluster's connection repairs itself, but for a node that is silent, of which it
+//! learns nothing: it is replaced too, and serves the other nodes until then. Connecting is one task for all who wait for
+//! it, outlives their patience, and backs off with jitter.
 
+use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::time::Instant;
 
+use super::link::Link;
+use super::topology::Topology;
 use crate::lock::lock;
 use crate::store::StoreError;
 
-/// How long connecting may take, greeting included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The last resort against a caller that sets no deadline of its own; the ledger's is far below.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How many calls in a row go unanswered, and for how long, before the connection is condemned. Both, because callers
-/// differ in their deadlines, and because one whose own client has left stops waiting at once.
+/// How many calls in a row go unanswered, and for how long, before a connection is not trusted any more. Both, because
+/// callers differ in their deadlines, and because one whose own client has left stops waiting at once.
 const MAX_SILENT: u32 = 2;
 const MAX_SILENCE: Duration = Duration::from_millis(200);
 
@@ -35,7 +32,7 @@ const LAST_BACKOFF: Duration = Duration::from_millis(500);
 /// Hands out the current connection, and makes another when it has to.
 #[derive(Debug)]
 pub(super) struct Connector {
-    client: Client,
+    topology: Arc<Topology>,
     state: Arc<Mutex<State>>,
 }
 
@@ -63,66 +60,101 @@ pub(super) enum Failure {
 }
 
 /// A connection and what is known of its health. Clones are one connection.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Connection {
-    inner: MultiplexedConnection,
+    link: Arc<dyn Link>,
     health: Arc<Mutex<Health>>,
 }
 
-#[derive(Debug)]
 struct Health {
+    /// Whether one call that fails breaks it for all.
+    is_whole: bool,
     broken: bool,
-    last_answer: Instant,
+    /// By failure domain: one node of a cluster may be silent while the others answer.
+    domains: Vec<Domain>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Domain {
+    last_answer: Option<Instant>,
     silent: u32,
     silent_since: Option<Instant>,
 }
 
-/// A call under way. Dropped without an answer, it counts as silence.
-struct Call<'a> {
-    health: &'a Mutex<Health>,
-    sent: Instant,
-    answered: bool,
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Verdict {
+    Broken,
+    Good,
+    /// Part of it does not answer.
+    Suspect,
 }
 
-/// Connects, in bounded time.
-pub(super) async fn open(client: &Client, config: AsyncConnectionConfig) -> RedisResult<MultiplexedConnection> {
-    let config = config.set_connection_timeout(Some(CONNECT_TIMEOUT));
-    let connected = client.get_multiplexed_async_connection_with_config(&config);
-    let too_long = |_| Err(RedisError::from((ErrorKind::Io, "connecting took too long")));
-    tokio::time::timeout(CONNECT_TIMEOUT, connected).await.unwrap_or_else(too_long)
+/// A call under way. Dropped without an answer, it counts as silence.
+struct Call<'a> {
+    connection: &'a Connection,
+    domain: usize,
+    sent: Instant,
+    answered: bool,
 }
 
 // === impl Connector ===
 
 impl Connector {
-    pub(super) fn new(client: Client) -> Self {
-        Self { client, state: Arc::default() }
+    pub(super) fn new(topology: Arc<Topology>) -> Self {
+        Self { topology, state: Arc::default() }
     }
 
-    /// Sends a command, and sends it once more if the connection turns out to be cut or to lead to a replica: every step of
-    /// a store may be sent twice.
-    pub(super) async fn query(&self, command: &Cmd) -> Result<Value, Failure> {
-        let mut connection = self.connection().await.map_err(Failure::Unsent)?;
-        let first = match connection.query(command).await {
-            Err(error) if connection.is_condemned() => error,
-            result => return result.map_err(Failure::sent),
+    /// Sends a command about a key, and sends it once more if the connection turns out to be cut or to lead to a replica:
+    /// every step of a store may be sent twice.
+    pub(super) async fn query(&self, name: &str, command: &Cmd) -> Result<Value, Failure> {
+        self.call(name, |link| link.send(command)).await
+    }
+
+    /// Sends commands about a key one right after the other, by one connection.
+    pub(super) async fn query_all(&self, name: &str, commands: &Pipeline) -> Result<Vec<Value>, Failure> {
+        self.call(name, |link| link.send_all(name, commands)).await
+    }
+
+    async fn call<'a, T>(
+        &self,
+        name: &str,
+        send: impl Fn(&dyn Link) -> BoxFuture<'a, RedisResult<T>>,
+    ) -> Result<T, Failure> {
+        let domain = usize::from(self.topology.domain(name));
+        let connection = self.connection().await.map_err(Failure::Unsent)?;
+        let first = match connection.call(domain, send(&*connection.link)).await {
+            Err(error) if connection.verdict() == Verdict::Broken => error,
+            result => return result.map_err(|error| self.failure(error)),
         };
         if is_from_replica(&first) {
             lock(&self.state).back_off(&first);
         }
         let second = match self.connection().await {
-            Ok(mut connection) => connection.query(command).await.map_err(Failure::sent),
+            Ok(connection) => {
+                connection.call(domain, send(&*connection.link)).await.map_err(|error| self.failure(error))
+            }
             Err(error) => Err(Failure::Unsent(error)),
         };
-        second.map_err(|second| Failure::sent(first).and_then(second))
+        second.map_err(|second| self.failure(first).and_then(second))
+    }
+
+    fn failure(&self, error: RedisError) -> Failure {
+        // The cluster client may have sent it to another node before.
+        let may_be_second = self.topology.is_cluster() && is_about_topology(&error);
+        if is_reply(&error) && !may_be_second { Failure::Refused(error) } else { Failure::Unknown(error) }
     }
 
     /// The connection, new where there is none that works.
     async fn connection(&self) -> Result<Connection, RedisError> {
         let connecting = {
             let mut state = lock(&self.state);
-            if state.current.as_ref().is_some_and(Connection::is_condemned) {
+            let verdict = state.current.as_ref().map(Connection::verdict);
+            if verdict == Some(Verdict::Broken) || verdict == Some(Verdict::Suspect) && !self.topology.is_cluster() {
                 state.current = None;
+            }
+            if verdict == Some(Verdict::Suspect) && state.connecting.is_none() && !state.is_backing_off() {
+                // The nodes that answer are served by the old one meanwhile.
+                state.connecting = Some(self.connect());
             }
             match (&state.current, &state.connecting, &state.failed) {
                 (Some(current), _, _) => return Ok(current.clone()),
@@ -136,10 +168,9 @@ impl Connector {
 
     /// Starts to connect, in a task of its own: no caller's deadline can cut it short.
     fn connect(&self) -> Connecting {
-        let (client, state) = (self.client.clone(), Arc::clone(&self.state));
+        let (topology, state) = (Arc::clone(&self.topology), Arc::clone(&self.state));
         let task = tokio::spawn(async move {
-            let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
-            let connected = open(&client, config).await.map(Connection::new);
+            let connected = topology.connect().await.map(|link| Connection::new(link, !topology.is_cluster()));
             lock(&state).connected(&connected);
             connected
         });
@@ -164,17 +195,27 @@ impl State {
         self.connecting = None;
         match connected {
             Ok(connection) => {
-                self.current = Some(connection.clone());
+                let replaced = self.current.replace(connection.clone()).is_some();
                 self.connected_at = Some(Instant::now());
                 self.failed = None;
+                if replaced {
+                    // It may be no better.
+                    self.backoff = LAST_BACKOFF;
+                }
             }
             Err(error) => self.back_off(error),
         }
     }
 
+    fn is_backing_off(&self) -> bool {
+        let connected_at = self.connected_at.map(|at| at + self.backoff);
+        let failed_until = self.failed.as_ref().map(|(_, until)| *until);
+        connected_at.max(failed_until).is_some_and(|until| Instant::now() < until)
+    }
+
     /// Pauses before the next attempt to connect: longer each time, unless a connection has been good for a while.
     fn back_off(&mut self, error: &RedisError) {
-        self.current = None;
+        self.current.take_if(|current| current.verdict() == Verdict::Broken);
         let was_good = self.connected_at.take().is_some_and(|at| at.elapsed() > LAST_BACKOFF);
         if was_good {
             self.backoff = Duration::ZERO;
@@ -189,35 +230,71 @@ impl State {
 // === impl Connection ===
 
 impl Connection {
-    fn new(inner: MultiplexedConnection) -> Self {
-        let health = Health { broken: false, last_answer: Instant::now(), silent: 0, silent_since: None };
-        Self { inner, health: Arc::new(Mutex::new(health)) }
+    fn new(link: Arc<dyn Link>, is_whole: bool) -> Self {
+        Self { link, health: Arc::new(Mutex::new(Health { is_whole, broken: false, domains: Vec::new() })) }
     }
 
-    fn is_condemned(&self) -> bool {
+    fn verdict(&self) -> Verdict {
         let health = lock(&self.health);
-        let is_silent = health.silent_since.is_some_and(|since| since.elapsed() >= MAX_SILENCE);
-        health.broken || is_silent && health.silent >= MAX_SILENT
+        let is_silent = |domain: &Domain| {
+            let since = domain.silent_since.is_some_and(|since| since.elapsed() >= MAX_SILENCE);
+            since && domain.silent >= MAX_SILENT
+        };
+        match health.broken {
+            true => Verdict::Broken,
+            false if health.domains.iter().any(is_silent) => Verdict::Suspect,
+            false => Verdict::Good,
+        }
     }
 
-    async fn query(&mut self, command: &Cmd) -> RedisResult<Value> {
-        let mut call = Call { health: &self.health, sent: Instant::now(), answered: false };
-        let result = command.query_async(&mut self.inner).await;
+    async fn call<T>(&self, domain: usize, call: BoxFuture<'_, RedisResult<T>>) -> RedisResult<T> {
+        let mut under_way = Call { connection: self, domain, sent: Instant::now(), answered: false };
+        let result = call.await;
         match &result {
-            Err(error) if !is_reply(error) => {
-                if !error.is_timeout() {
-                    lock(call.health).broken = true;
-                }
-            }
-            reply => call.answered(matches!(reply, Err(error) if is_from_replica(error))),
+            Err(error) if is_reply(error) => under_way.answered(is_about_topology(error), is_from_replica(error)),
+            Err(error) if error.is_timeout() => {}
+            Err(_) => lock(&self.health).fail(),
+            Ok(_) => under_way.answered(false, false),
         }
         result
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").finish_non_exhaustive()
+    }
+}
+
+// === impl Health ===
+
+impl Health {
+    fn fail(&mut self) {
+        self.broken |= self.is_whole;
+    }
+
+    fn domain(&mut self, domain: usize) -> &mut Domain {
+        if self.domains.len() <= domain {
+            self.domains.resize(domain + 1, Domain::default());
+        }
+        &mut self.domains[domain]
     }
 }
 
 /// Whether the server itself said so. Everything else leaves open what it has done.
 fn is_reply(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
+}
+
+/// Whether it says where a key is, or that nobody has it now.
+fn is_about_topology(error: &RedisError) -> bool {
+    use ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain};
+    match error.kind() {
+        ErrorKind::Server(kind) => {
+            matches!(kind, Ask | BusyLoading | ClusterDown | MasterDown | Moved | ReadOnly | TryAgain)
+        }
+        _ => false,
+    }
 }
 
 /// Whether the server cannot write, and another may have taken its place.
@@ -242,10 +319,6 @@ fn is_of_no_record(error: &RedisError) -> bool {
 // === impl Failure ===
 
 impl Failure {
-    fn sent(error: RedisError) -> Self {
-        if is_reply(&error) { Self::Refused(error) } else { Self::Unknown(error) }
-    }
-
     /// What has been done by a sending that failed like this, and another after it that failed like `next`.
     pub(super) fn and_then(self, next: Self) -> Self {
         match (self, next) {
@@ -267,7 +340,8 @@ impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Refused(error) if is_of_no_record(&error) => Self::unreadable(error),
-            Failure::Refused(error) | Failure::Unsent(error) => Self::refused(error),
+            Failure::Refused(error) => Self::refused(error),
+            Failure::Unsent(error) => Self::unreachable(error),
             Failure::Unknown(error) => Self::unknown(error),
         }
     }
@@ -276,23 +350,27 @@ impl From<Failure> for StoreError {
 // === impl Call ===
 
 impl Call<'_> {
-    fn answered(&mut self, by_replica: bool) {
-        self.answered = true;
-        let mut health = lock(self.health);
-        health.silent = 0;
-        health.silent_since = None;
-        health.last_answer = Instant::now();
-        health.broken |= by_replica;
+    fn answered(&mut self, about_topology: bool, by_replica: bool) {
+        let mut health = lock(&self.connection.health);
+        if by_replica {
+            health.fail();
+        }
+        // Of a cluster such an answer is none: its client has followed the topology as far as it knows it.
+        self.answered = health.is_whole || !about_topology;
+        if self.answered {
+            *health.domain(self.domain) = Domain { last_answer: Some(Instant::now()), ..Domain::default() };
+        }
     }
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         if !self.answered {
-            let mut health = lock(self.health);
-            if health.last_answer < self.sent {
-                health.silent += 1;
-                health.silent_since.get_or_insert(self.sent);
+            let mut health = lock(&self.connection.health);
+            let domain = health.domain(self.domain);
+            if domain.last_answer.is_none_or(|answer| answer < self.sent) {
+                domain.silent += 1;
+                domain.silent_since.get_or_insert(self.sent);
             }
         }
     }

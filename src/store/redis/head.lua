@@ -21,6 +21,7 @@ local function with(record, state, number, remembered)
   return record:sub(1, 2) .. state .. record:sub(4, 20) .. attempt .. record:sub(25, 48) .. (remembered and '\1' or '\0')
 end
 
--- A user without rights to the channel must not turn a stored outcome into an error.
-local function tell() redis.pcall('PUBLISH', KEYS[1], '') end
+-- By the last of ARGV, which is `SPUBLISH` in a cluster. A user without rights to the channel must not turn a stored
+-- outcome into an error.
+local function tell() redis.pcall(ARGV[#ARGV], KEYS[1], '') end
 

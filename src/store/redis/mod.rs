@@ -13,22 +13,28 @@
 //! proxy that knows no RESP3, duplicates that wait for another process look every 50 to 250 ms instead of being woken.
 
 mod connection;
+mod durability;
 mod layout;
+mod link;
 mod push;
 mod script;
+mod topology;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use redis::io::tcp::TcpSettings;
-use redis::{Client, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Value};
+use redis::aio::ConnectionLike;
+use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value};
 
 use self::connection::{Connector, Failure};
+pub use self::durability::Durability;
+use self::durability::{Confirmer, Unconfirmed};
 use self::layout::{Corrupt, Phase, millis};
 use self::push::Push;
 use self::script::{AllowOom, Script};
+use self::topology::Topology;
 use super::{Claim, Claimed, Entry, Forgotten, Hold, State, Store, StoreError};
 use crate::key::Key;
 
@@ -38,8 +44,10 @@ const PREFIX: &str = "idempotency";
 /// while somebody waits for other processes.
 #[derive(Clone, Debug)]
 pub struct RedisStore {
+    topology: Arc<Topology>,
     connector: Arc<Connector>,
     push: Arc<Push>,
+    confirmer: Arc<Confirmer>,
     prefix: Arc<str>,
     /// The server is older than 7.0: it has no `SET` with both `NX` and `GET`, and its scripts have no flags.
     before_7: Arc<AtomicBool>,
@@ -63,17 +71,64 @@ impl RedisStore {
     ///
     /// If `url` is not the URL of a Redis server.
     pub fn new(url: &str) -> Result<Self, InvalidUrl> {
-        let client = Client::open(url).map_err(InvalidUrl)?;
-        let nodelay = TcpSettings::default().set_nodelay(true);
-        let info = client.get_connection_info().clone().set_tcp_settings(nodelay);
-        let push = Push::new(info.clone()).map_err(InvalidUrl)?;
-        let client = Client::open(info).map_err(InvalidUrl)?;
-        Ok(Self {
-            connector: Arc::new(Connector::new(client)),
-            push: Arc::new(push),
+        Topology::node(url).map(Self::at).map_err(InvalidUrl)
+    }
+
+    /// A store in a Redis Cluster, of which the URLs name some nodes; the others are found by them. User, password and TLS
+    /// are the same for all.
+    ///
+    /// # Errors
+    ///
+    /// If one of them is not the URL of a Redis server, if they differ in user or password, or if there is none.
+    pub fn cluster(urls: &[&str]) -> Result<Self, InvalidUrl> {
+        Topology::cluster(urls).map(Self::at).map_err(InvalidUrl)
+    }
+
+    /// A store on the master that sentinels know of. `sentinels` are their URLs, with the user, password and TLS of the
+    /// first for all of them. The host of `master` is the name that they know it by, and the rest of it is how to connect to
+    /// it: `rediss://user:password@orders/0`.
+    ///
+    /// The user needs `+role`, beside the [rights](self) to the keys.
+    ///
+    /// # Errors
+    ///
+    /// If one of them is not a URL of that kind, or if there is no sentinel.
+    pub fn sentinel(sentinels: &[&str], master: &str) -> Result<Self, InvalidUrl> {
+        Topology::sentinel(sentinels, master).map(Self::at).map_err(InvalidUrl)
+    }
+
+    /// A store on the connections that a function of yours makes: to set certificates, or to fetch credentials. It is called
+    /// for the first connection, and whenever one is lost or does not answer any more. Each call may take 3 s. Duplicates that
+    /// wait for another process look again every 50 to 250 ms, for it makes no connection that listens.
+    ///
+    /// ```
+    /// use tower_idempotency::RedisStore;
+    ///
+    /// let client = redis::Client::open("redis://localhost/")?;
+    /// let store = RedisStore::from_factory(move || {
+    ///     let client = client.clone();
+    ///     async move { client.get_multiplexed_async_connection().await }
+    /// });
+    /// # Ok::<(), redis::RedisError>(())
+    /// ```
+    pub fn from_factory<F, C>(factory: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = RedisResult<C>> + Send + 'static,
+        C: ConnectionLike + Clone + Send + Sync + 'static,
+    {
+        Self::at(Topology::custom(factory))
+    }
+
+    fn at(topology: Topology) -> Self {
+        let topology = Arc::new(topology);
+        Self {
+            connector: Arc::new(Connector::new(Arc::clone(&topology))),
+            push: Arc::new(Push::new(Arc::clone(&topology))),
+            confirmer: Arc::new(Confirmer::new(Durability::Master, Arc::clone(&topology))),
+            topology,
             prefix: PREFIX.into(),
             before_7: Arc::default(),
-        })
+        }
     }
 
     /// What the names of all keys begin with, before a colon. Default: `idempotency`.
@@ -83,9 +138,20 @@ impl RedisStore {
         self
     }
 
+    /// What a claim and an outcome have to be safe from before they count. Default: [`Durability::Master`].
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.confirmer = Arc::new(Confirmer::new(durability, Arc::clone(&self.topology)));
+        self
+    }
+
     /// The key's name in Redis. The braces let other keys share its cluster slot.
     fn name(&self, key: &Key) -> String {
         format!("{}:{{{key}}}", self.prefix)
+    }
+
+    fn publish(&self) -> &'static [u8] {
+        self.topology.publish().as_bytes()
     }
 
     /// `SET NX GET`: nothing where the key was absent and is now the claim's, else what stands there.
@@ -93,11 +159,11 @@ impl RedisStore {
         let mut set = redis::cmd("SET");
         set.arg(name).arg(running).arg("NX").arg("GET").arg("PX").arg(life);
         let before_7 = async { self.call(&script::CLAIM, name, &[running, life.to_string().as_bytes()]).await };
-        let claimed = self.by_version(self.connector.query(&set), before_7).await;
+        let claimed = self.by_version(self.connector.query(name, &set), before_7).await;
         match claimed {
             // What has finished can be told all the same.
             Err(failure) if failure.error().code() == Some("OOM") => {
-                match self.connector.query(redis::cmd("GET").arg(name)).await {
+                match self.connector.query(name, redis::cmd("GET").arg(name)).await {
                     Ok(Value::Nil) | Err(_) => Err(failure),
                     there => there,
                 }
@@ -126,6 +192,18 @@ impl RedisStore {
 
     async fn call(&self, script: &Script, name: &str, args: &[&[u8]]) -> Result<Value, Failure> {
         script.call(&self.connector, name, args).await
+    }
+
+    async fn take(&self, name: &str, claim: &Claim) -> Result<Claimed, StoreError> {
+        let running = layout::encode(claim, Phase::Running, 1, &[]);
+        let found = self.set(name, &running, millis(claim.lease) + millis(claim.retention)).await?;
+        if found == Value::Nil {
+            return Ok(Claimed::Acquired { attempt: 1 });
+        }
+        match judge(bytes(Some(found))?, claim)? {
+            Some(answer) => Ok(answer),
+            None => self.take_over(name, claim).await,
+        }
     }
 
     async fn take_over(&self, name: &str, claim: &Claim) -> Result<Claimed, StoreError> {
@@ -165,15 +243,15 @@ impl RedisStore {
 impl Store for RedisStore {
     async fn claim(&self, key: &Key, claim: &Claim) -> Result<Claimed, StoreError> {
         let name = self.name(key);
-        let running = layout::encode(claim, Phase::Running, 1, &[]);
-        let found = self.set(&name, &running, millis(claim.lease) + millis(claim.retention)).await?;
-        if found == Value::Nil {
-            return Ok(Claimed::Acquired { attempt: 1 });
+        let claimed = self.take(&name, claim).await?;
+        if let Claimed::Acquired { .. } = claimed
+            && let Err(unconfirmed) = self.confirmer.confirm(&name, &claim.id).await
+        {
+            let Unconfirmed::TooFew(too_few) = unconfirmed else { return Err(unconfirmed.into()) };
+            self.release(key, &Claim { attempt: 0, ..claim.clone() }, claim.lease).await?;
+            return Err(StoreError::refused(too_few));
         }
-        match judge(bytes(Some(found))?, claim)? {
-            Some(answer) => Ok(answer),
-            None => self.take_over(&name, claim).await,
-        }
+        Ok(claimed)
     }
 
     async fn renew(&self, key: &Key, claim: &Claim) -> Result<Hold, StoreError> {
@@ -185,19 +263,23 @@ impl Store for RedisStore {
     async fn complete(&self, key: &Key, claim: &Claim, record: Bytes) -> Result<Hold, StoreError> {
         let done = layout::encode(claim, Phase::Done, claim.attempt, &record);
         let life = millis(claim.retention).to_string();
-        self.last_step(&script::COMPLETE, key, &[&done, life.as_bytes()]).await
+        let hold = self.last_step(&script::COMPLETE, key, &[&done, life.as_bytes(), self.publish()]).await?;
+        if hold == Hold::Held {
+            self.confirmer.confirm(&self.name(key), &claim.id).await?;
+        }
+        Ok(hold)
     }
 
     async fn release(&self, key: &Key, claim: &Claim, remember: Duration) -> Result<Hold, StoreError> {
         let free = layout::encode(claim, Phase::Free, claim.attempt, &[]);
         let (life, lease) = (millis(remember).to_string(), millis(claim.lease).to_string());
-        self.last_step(&script::RELEASE, key, &[&free, life.as_bytes(), lease.as_bytes()]).await
+        self.last_step(&script::RELEASE, key, &[&free, life.as_bytes(), lease.as_bytes(), self.publish()]).await
     }
 
     async fn lookup(&self, key: &Key) -> Result<Option<Entry>, StoreError> {
         let name = self.name(key);
-        let value = self.connector.query(redis::cmd("GET").arg(&name)).await?;
-        let ttl = self.connector.query(redis::cmd("PTTL").arg(&name)).await?;
+        let value = self.connector.query(&name, redis::cmd("GET").arg(&name)).await?;
+        let ttl = self.connector.query(&name, redis::cmd("PTTL").arg(&name)).await?;
         if value == Value::Nil {
             return Ok(None);
         }
@@ -214,7 +296,7 @@ impl Store for RedisStore {
 
     async fn forget(&self, key: &Key, force: bool) -> Result<Forgotten, StoreError> {
         let force: &[u8] = if force { b"1" } else { b"0" };
-        let answer = self.call(&script::FORGET, &self.name(key), &[force]).await?;
+        let answer = self.call(&script::FORGET, &self.name(key), &[force, self.publish()]).await?;
         match text(&answer)? {
             b"absent" => Ok(Forgotten::Absent),
             b"forgotten" => Ok(Forgotten::Forgotten),

@@ -10,16 +10,12 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, ProtocolVersion, PushInfo, PushKind, RedisError,
-    RedisResult, Value,
-};
+use redis::{ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Value};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::connection::open;
+use super::topology::{Listener, Topology};
 use crate::lock::lock;
 
 /// How many channels there may be. Who waits for more keys at once has to poll for those beyond.
@@ -48,7 +44,7 @@ pub(super) struct Push(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    client: Client,
+    topology: Arc<Topology>,
     state: Mutex<State>,
     /// Tells the task of new channels.
     asked: Notify,
@@ -88,16 +84,13 @@ struct Swept {
 // === impl Push ===
 
 impl Push {
-    /// Listens at the same server and as the same user, but always by RESP3.
-    pub(super) fn new(info: ConnectionInfo) -> RedisResult<Self> {
-        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let client = Client::open(info.set_redis_settings(settings))?;
-        Ok(Self(Arc::new(Inner { client, state: Mutex::default(), asked: Notify::new() })))
+    pub(super) fn new(topology: Arc<Topology>) -> Self {
+        Self(Arc::new(Inner { topology, state: Mutex::default(), asked: Notify::new() }))
     }
 
     /// Returns when something was published under the name, or may have been.
     pub(super) async fn changed(&self, name: &str) {
-        match Waiter::join(&self.0, name) {
+        match self.0.topology.can_listen().then(|| Waiter::join(&self.0, name)).flatten() {
             Some(waiter) => waiter.changed.notified().await,
             None => std::future::pending().await,
         }
@@ -166,14 +159,13 @@ impl Inner {
     /// Listens on one connection until it fails, or until nobody has waited for a while.
     async fn listen_once(self: &Arc<Self>, listening_since: &mut Option<Instant>) -> RedisResult<()> {
         let lost = Arc::new(Notify::new());
-        let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
-        let mut connection = open(&self.client, config.set_push_sender(self.receiver(&lost))).await?;
+        let mut connection = self.topology.listen(self.receiver(&lost)).await?;
         let mut next_sweep = Instant::now() + SWEEP;
         let mut unused_from = next_sweep;
         loop {
             let fresh = std::mem::take(&mut lock(&self.state).fresh);
             for names in fresh.chunks(MAX_BATCH) {
-                connection.subscribe(texts(names)).await?;
+                in_time(connection.subscribe(&texts(names))).await?;
                 listening_since.get_or_insert_with(Instant::now);
             }
             if Instant::now() >= next_sweep {
@@ -203,7 +195,7 @@ impl Inner {
         move |push| {
             match (push.kind, push.data.first()) {
                 (PushKind::Disconnection, _) => lost.notify_one(),
-                (PushKind::Message, Some(Value::BulkString(name))) => inner.wake(name),
+                (PushKind::Message | PushKind::SMessage, Some(Value::BulkString(name))) => inner.wake(name),
                 _ => {}
             }
             Ok(())
@@ -261,14 +253,19 @@ impl Inner {
 
 /// Unsubscribes from what is unused. Where nothing is, subscribes again to what is used: a trial of the connection that
 /// needs no right of its own.
-async fn leave(connection: &mut MultiplexedConnection, swept: &Swept) -> RedisResult<()> {
+async fn leave(connection: &mut Listener, swept: &Swept) -> RedisResult<()> {
     for names in swept.unused.chunks(MAX_BATCH) {
-        connection.unsubscribe(texts(names)).await?;
+        in_time(connection.unsubscribe(&texts(names))).await?;
     }
     match &swept.used {
-        Some(used) if swept.unused.is_empty() => connection.subscribe(&**used).await,
+        Some(used) if swept.unused.is_empty() => in_time(connection.subscribe(&[used])).await,
         Some(_) | None => Ok(()),
     }
+}
+
+async fn in_time(call: impl Future<Output = RedisResult<()>>) -> RedisResult<()> {
+    let too_long = |_| Err(RedisError::from((ErrorKind::Io, "no confirmation in time")));
+    timeout(RESPONSE_TIMEOUT, call).await.unwrap_or_else(too_long)
 }
 
 fn texts(names: &[Arc<str>]) -> Vec<&str> {

@@ -1,4 +1,4 @@
--- Ends a claim without a record. ARGV: the claim free, how long to remember it and its lease, in ms.
+-- Ends a claim without a record. ARGV: the claim free, how long to remember it and its lease, in ms, how to publish.
 if gone then -- the claim may still be on its way: let it find the key taken
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
   return 1

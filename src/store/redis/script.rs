@@ -48,9 +48,9 @@ impl Script {
     /// Calls the script on one key. `NOSCRIPT` is answered by sending the code, which loads it on the one node that
     /// lacks it.
     pub(super) async fn call(&self, connector: &Connector, key: &str, args: &[&[u8]]) -> Result<Value, Failure> {
-        match connector.query(&command("EVALSHA", &self.hash, key, args)).await {
+        match connector.query(key, &command("EVALSHA", &self.hash, key, args)).await {
             Err(failure) if failure.error().kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                let answer = connector.query(&command("EVAL", self.code, key, args)).await;
+                let answer = connector.query(key, &command("EVAL", self.code, key, args)).await;
                 answer.map_err(|next| failure.and_then(next))
             }
             answer => answer,

@@ -1,0 +1,155 @@
+//! Waiting until a write is where a failover finds it.
+//!
+//! `WAIT` counts the replicas that have all writes made *before it on its own connection*, and blocks that connection
+//! meanwhile. So it has connections of its own, and a write right before it: one that changes nothing.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use redis::{Pipeline, Value};
+use tokio::sync::Semaphore;
+
+use super::connection::Connector;
+use super::layout::millis;
+use super::topology::Topology;
+use super::unexpected;
+use crate::lock::lock;
+use crate::store::{ClaimId, StoreError};
+
+/// How many claims and outcomes are waited for at once.
+const CONNECTIONS: usize = 8;
+
+const CONFIRM: &str = include_str!("confirm.lua");
+
+/// What a claim and an outcome have to be safe from before they count.
+///
+/// Redis replicates after it has answered: a master that dies takes its last writes with it, and what they said may run
+/// again. Waiting for replicas makes that rare. It does not make it impossible: [`WAIT` is no
+/// consensus](https://redis.io/docs/latest/commands/wait/), and a replica that lacks a write may still be promoted.
+///
+/// Each waiting takes up to `timeout`, which has to be below [`Ledger::store_timeout`](crate::Ledger::store_timeout). A claim
+/// that too few replicas have is given back, and the request refused with 503; an outcome that too few have is pursued like
+/// one that could not be stored. Eight are waited for at once, on as many connections.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Durability {
+    /// The master has it. The default.
+    #[default]
+    Master,
+    /// So many replicas have it in memory (`WAIT`). The user needs `+wait`.
+    Replicated {
+        /// How many replicas.
+        replicas: u32,
+        /// For how long they are waited for.
+        timeout: Duration,
+    },
+    /// The master and so many replicas have it on disk (`WAITAOF`: Redis 7.2 and later, with `appendonly yes` on all of
+    /// them). The user needs `+waitaof`.
+    Synced {
+        /// How many replicas.
+        replicas: u32,
+        /// For how long they are waited for.
+        timeout: Duration,
+    },
+}
+
+/// Waits for replicas.
+#[derive(Debug)]
+pub(super) struct Confirmer {
+    durability: Durability,
+    topology: Arc<Topology>,
+    free: Semaphore,
+    idle: Mutex<Vec<Connector>>,
+}
+
+/// Why a write does not count.
+#[derive(Debug)]
+pub(super) enum Unconfirmed {
+    /// The key is not the claim's any more, or nobody knows.
+    Failed(StoreError),
+    TooFew(TooFewReplicas),
+}
+
+/// Fewer replicas have it than were asked for.
+#[derive(Debug)]
+pub(super) struct TooFewReplicas {
+    acknowledged: i64,
+}
+
+/// The key was the claim's a moment ago: the server has changed.
+#[derive(Debug)]
+struct Gone;
+
+impl Confirmer {
+    pub(super) fn new(durability: Durability, topology: Arc<Topology>) -> Self {
+        Self { durability, topology, free: Semaphore::new(CONNECTIONS), idle: Mutex::default() }
+    }
+
+    /// Returns when what a claim has written is as safe as was asked for.
+    pub(super) async fn confirm(&self, name: &str, id: &ClaimId) -> Result<(), Unconfirmed> {
+        let mut commands = Pipeline::new();
+        commands.cmd("EVAL").arg(CONFIRM).arg(1).arg(name).arg(id.as_bytes());
+        let wanted = match self.durability {
+            Durability::Master => return Ok(()),
+            Durability::Replicated { replicas, timeout } => {
+                commands.cmd("WAIT").arg(replicas).arg(millis(timeout));
+                replicas
+            }
+            Durability::Synced { replicas, timeout } => {
+                commands.cmd("WAITAOF").arg(1).arg(replicas).arg(millis(timeout));
+                replicas
+            }
+        };
+        let _permit = self.free.acquire().await.map_err(|closed| Unconfirmed::Failed(StoreError::refused(closed)))?;
+        let idle = lock(&self.idle).pop();
+        let connector = idle.unwrap_or_else(|| Connector::new(Arc::clone(&self.topology)));
+        let answers = connector.query_all(name, &commands).await;
+        // Given up halfway, its connection is still blocked, and is dropped.
+        lock(&self.idle).push(connector);
+        match answers.map_err(|failure| Unconfirmed::Failed(failure.into()))?.as_slice() {
+            [Value::Int(1), Value::Int(acknowledged)] => enough(*acknowledged, wanted),
+            [Value::Int(1), Value::Array(acknowledged)] => match acknowledged.as_slice() {
+                [Value::Int(0), _] => Err(Unconfirmed::TooFew(TooFewReplicas { acknowledged: 0 })),
+                [Value::Int(_), Value::Int(replicas)] => enough(*replicas, wanted),
+                _ => Err(Unconfirmed::Failed(unexpected())),
+            },
+            [Value::Int(0), _] => Err(Unconfirmed::Failed(StoreError::unknown(Gone))),
+            _ => Err(Unconfirmed::Failed(unexpected())),
+        }
+    }
+}
+
+fn enough(acknowledged: i64, wanted: u32) -> Result<(), Unconfirmed> {
+    match acknowledged >= i64::from(wanted) {
+        true => Ok(()),
+        false => Err(Unconfirmed::TooFew(TooFewReplicas { acknowledged })),
+    }
+}
+
+// === impl Unconfirmed ===
+
+impl From<Unconfirmed> for StoreError {
+    fn from(unconfirmed: Unconfirmed) -> Self {
+        match unconfirmed {
+            Unconfirmed::Failed(error) => error,
+            Unconfirmed::TooFew(too_few) => Self::unknown(too_few),
+        }
+    }
+}
+
+impl fmt::Display for TooFewReplicas {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "only {} replicas have it in time", self.acknowledged)
+    }
+}
+
+impl std::error::Error for TooFewReplicas {}
+
+impl fmt::Display for Gone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("what was written is not there any more")
+    }
+}
+
+impl std::error::Error for Gone {}

@@ -1,0 +1,116 @@
+//! Claims and outcomes that replicas have to have before they count.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test panics where it fails")]
+
+mod common;
+
+use std::time::Duration;
+
+use redis::AsyncCommands as _;
+use tokio::time::Instant;
+use tower_idempotency::key::header;
+use tower_idempotency::store::redis::Durability;
+use tower_idempotency::{IdempotencyLayer, Ledger};
+
+use common::app::{App, answer, event};
+use common::redis::RedisServer;
+use common::until;
+
+const REPLICATED: Durability = Durability::Replicated { replicas: 1, timeout: Duration::from_millis(300) };
+
+struct Pair {
+    master: RedisServer,
+    replica: RedisServer,
+}
+
+impl Pair {
+    /// A master, and a replica that has all it has.
+    async fn start() -> Self {
+        let master = RedisServer::start_with(&["--repl-diskless-sync-delay", "0"]);
+        let port = master.port().to_string();
+        let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]);
+        let (mut client, mut copy) = (master.client().await, replica.client().await);
+        let mut writes = 0;
+        // `WAIT` alone would count a replica that has nothing yet, where nothing was written since it came.
+        until(async || {
+            writes += 1;
+            let () = client.set("writes", writes).await.unwrap();
+            copy.get::<_, Option<u32>>("writes").await.unwrap() == Some(writes)
+        })
+        .await;
+        Self { master, replica }
+    }
+
+    fn app(&self, durability: Durability) -> App {
+        let ledger = Ledger::new(self.master.store().durability(durability)).store_timeout(Duration::from_secs(2));
+        let layer = IdempotencyLayer::webhook(&ledger, header("X-Id")).complete_wait(Duration::from_secs(1));
+        App::new(&layer, |_, run| async move { answer(200, format!("run {run}")) })
+    }
+}
+
+#[tokio::test]
+async fn what_a_replica_has_counts() {
+    let pair = Pair::start().await;
+    let app = pair.app(REPLICATED);
+    let first = app.send(event("e")).await;
+    assert!(first.status == 200 && first.is_stored());
+    assert!(app.send(event("e")).await.is_replayed());
+    let keys: Vec<String> = pair.replica.client().await.keys("idempotency:*").await.unwrap();
+    assert_eq!(keys.len(), 1);
+}
+
+#[tokio::test]
+async fn a_claim_that_too_few_replicas_have_is_given_back_and_refused() {
+    let pair = Pair::start().await;
+    let app = pair.app(REPLICATED);
+    pair.replica.freeze();
+    let refused = app.send(event("e")).await;
+    assert_eq!((refused.status.as_u16(), refused.code().as_deref(), app.runs()), (503, Some("store_unavailable"), 0));
+    assert_eq!(pair.app(Durability::Master).send(event("other")).await.status, 200, "the choice is the store's");
+    pair.replica.thaw();
+    let thawed = Instant::now();
+    assert_eq!(app.send(event("e")).await.status, 200, "the lease is not waited for");
+    assert!(thawed.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn an_outcome_that_too_few_replicas_have_is_pursued() {
+    let pair = Pair::start().await;
+    let ledger = Ledger::new(pair.master.store().durability(REPLICATED)).store_timeout(Duration::from_secs(2));
+    let layer = IdempotencyLayer::webhook(&ledger, header("X-Id")).complete_wait(Duration::from_millis(500));
+    let (entered, mut is_entered) = tokio::sync::mpsc::channel(1);
+    let (go_on, goes_on) = tokio::sync::watch::channel(false);
+    let app = App::new(&layer, move |_, run| {
+        let (entered, mut goes_on) = (entered.clone(), goes_on.clone());
+        async move {
+            entered.send(()).await?;
+            goes_on.wait_for(|on| *on).await?;
+            answer(200, format!("run {run}"))
+        }
+    });
+    let first = tokio::spawn(app.send(event("e")));
+    is_entered.recv().await.unwrap();
+    pair.replica.freeze();
+    go_on.send(true).unwrap();
+    let first = first.await.unwrap();
+    assert_eq!((first.status.as_u16(), first.is_stored()), (200, false));
+    pair.replica.thaw();
+    ledger.drain(Duration::from_secs(10)).await.unwrap();
+    let keys: Vec<String> = pair.replica.client().await.keys("idempotency:*").await.unwrap();
+    let state: Vec<u8> = pair.replica.client().await.getrange(&keys[0], 2, 2).await.unwrap();
+    assert_eq!(state, b"D");
+}
+
+#[tokio::test]
+async fn waiting_for_replicas_holds_up_nobody_else() {
+    let pair = Pair::start().await;
+    let app = pair.app(REPLICATED);
+    assert_eq!(app.send(event("done")).await.status, 200);
+    pair.replica.freeze();
+    let waits = tokio::spawn(app.send(event("waits")));
+    let replayed = Instant::now();
+    assert!(app.send(event("done")).await.is_replayed());
+    assert!(replayed.elapsed() < Duration::from_millis(250), "{:?}", replayed.elapsed());
+    assert_eq!(waits.await.unwrap().status, 503);
+    pair.replica.thaw();
+}
