@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio_util::task::task_tracker::{TaskTracker, TaskTrackerToken};
 
+use crate::breaker::Breaker;
 use crate::fingerprint::Fingerprint;
 use crate::flight::Flights;
 use crate::gauge::{Gauge, Ticket};
@@ -33,6 +34,7 @@ pub struct Ledger(Arc<Inner>);
 struct Inner {
     store: Box<dyn ErasedStore>,
     store_timeout_ms: AtomicU64,
+    breaker: Breaker,
     flights: Flights,
     max_waiting_per_key: AtomicUsize,
     waiting: Arc<Gauge>,
@@ -74,6 +76,7 @@ impl Ledger {
         Self(Arc::new(Inner {
             store: Box::new(store),
             store_timeout_ms: AtomicU64::new(STORE_TIMEOUT.as_millis() as u64),
+            breaker: Breaker::new(),
             flights: Flights::default(),
             max_waiting_per_key: AtomicUsize::new(MAX_WAITING_PER_KEY),
             waiting: Gauge::new(MAX_WAITING, Some(Shows::Waiting)),
@@ -130,6 +133,17 @@ impl Ledger {
     pub fn store_timeout(self, timeout: Duration) -> Self {
         let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
         self.0.store_timeout_ms.store(millis, Ordering::Relaxed);
+        self
+    }
+
+    /// After how many claims in a row without an answer the circuit opens: from then on requests are refused at once, as
+    /// when the store does not answer, but for one now and then that tries it, at most every 250 ms. 0 switches this off.
+    /// Default: 3.
+    ///
+    /// Of a store of several parts, such as a cluster, each [part](crate::Store::failure_domain) has a circuit of its own.
+    #[must_use]
+    pub fn break_after(self, claims: u32) -> Self {
+        self.0.breaker.open_after(claims);
         self
     }
 
@@ -205,6 +219,10 @@ impl Ledger {
     /// A call of the store, with a deadline around it.
     pub(crate) async fn bounded<T>(&self, call: StoreFuture<'_, T>) -> Result<T, StoreError> {
         bounded_by(self.call_timeout(), call).await
+    }
+
+    pub(crate) fn breaker(&self) -> &Breaker {
+        &self.0.breaker
     }
 
     pub(crate) fn flights(&self) -> &Flights {

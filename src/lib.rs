@@ -96,6 +96,7 @@
 
 mod attempt;
 mod body;
+mod breaker;
 pub mod caller;
 mod collect;
 mod digest;

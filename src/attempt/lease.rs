@@ -92,6 +92,13 @@ impl Lease {
     }
 
     async fn ask_for(ledger: &Ledger, key: Key, claim: &Claim) -> Result<Asked, StoreError> {
+        let trial = ledger.breaker().admit(ledger.store().failure_domain(&key))?;
+        let asked = Self::send(ledger, key, claim).await;
+        trial.ended(&asked);
+        asked
+    }
+
+    async fn send(ledger: &Ledger, key: Key, claim: &Claim) -> Result<Asked, StoreError> {
         let timeout = ledger.call_timeout();
         let started = Instant::now();
         let budget = timeout * 8 / 5;

@@ -18,6 +18,7 @@ pub(crate) trait ErasedStore: Send + Sync {
     fn release<'a>(&'a self, key: &'a Key, claim: &'a Claim, remember: Duration) -> StoreFuture<'a, Hold>;
     fn lookup<'a>(&'a self, key: &'a Key) -> StoreFuture<'a, Option<Entry>>;
     fn forget<'a>(&'a self, key: &'a Key, force: bool) -> StoreFuture<'a, Forgotten>;
+    fn failure_domain(&self, key: &Key) -> u16;
     fn changed<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, ()>;
 }
 
@@ -44,6 +45,10 @@ impl<S: Store> ErasedStore for S {
 
     fn forget<'a>(&'a self, key: &'a Key, force: bool) -> StoreFuture<'a, Forgotten> {
         Store::forget(self, key, force).boxed()
+    }
+
+    fn failure_domain(&self, key: &Key) -> u16 {
+        Store::failure_domain(self, key)
     }
 
     fn changed<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, ()> {

@@ -76,6 +76,10 @@ pub trait Store: Send + Sync + 'static {
     /// A key made free is remembered for its retention.
     fn forget(&self, key: &Key, force: bool) -> impl Future<Output = Result<Forgotten, StoreError>> + Send;
 
+    /// The part of the store that keeps the key: what makes calls about one of its keys fail makes others fail, and says
+    /// nothing about the other parts. 0 where it has no parts.
+    fn failure_domain(&self, key: &Key) -> u16;
+
     /// Returns when the key may have changed: a hint to look again, which may be late, lost or spurious.
     ///
     /// Called once per key while somebody waits, and again, before anybody looks, when it has returned; dropped when nobody

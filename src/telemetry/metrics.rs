@@ -16,6 +16,7 @@ const WAIT: &str = "idempotency_wait_seconds";
 pub(super) const COMPLETE: &str = "idempotency_complete_seconds";
 const ATTEMPTS: &str = "idempotency_attempts";
 const WAITERS: &str = "idempotency_waiters";
+const OPEN_CIRCUITS: &str = "idempotency_open_circuits";
 const GIVEN_UP: &str = "idempotency_claims_given_up";
 
 /// One of what a gauge shows, until it is dropped.
@@ -40,9 +41,10 @@ pub(super) fn describe() {
         describe_histogram!(COMPLETE, Unit::Seconds, "How long it took until an outcome was stored or given up.");
         describe_gauge!(ATTEMPTS, Unit::Count, "Attempts in this process.");
         describe_gauge!(WAITERS, Unit::Count, "Duplicates that wait in this process.");
+        describe_gauge!(OPEN_CIRCUITS, Unit::Count, "Parts of the store that do not answer.");
         describe_gauge!(GIVEN_UP, Unit::Count, "Claims without an attempt that are being released.");
         // A zero can be told from a name that is misspelt.
-        for shows in [Shows::GivenUp, Shows::Overdue, Shows::Running, Shows::Waiting] {
+        for shows in [Shows::GivenUp, Shows::OpenCircuits, Shows::Overdue, Shows::Running, Shows::Waiting] {
             shows.gauge().increment(0.0);
         }
     });
@@ -91,6 +93,7 @@ impl Shows {
     fn gauge(self) -> Gauge {
         match self {
             Self::GivenUp => gauge!(target: TARGET, GIVEN_UP),
+            Self::OpenCircuits => gauge!(target: TARGET, OPEN_CIRCUITS),
             Self::Overdue => gauge!(target: TARGET, ATTEMPTS, "state" => "overdue"),
             Self::Running => gauge!(target: TARGET, ATTEMPTS, "state" => "running"),
             Self::Waiting => gauge!(target: TARGET, WAITERS),

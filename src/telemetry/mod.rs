@@ -63,6 +63,7 @@
 //! | `idempotency_complete_seconds` | `contract`, `result` | from the first sending of an outcome until it is stored or given up |
 //! | `idempotency_attempts` | `state` | gauge: attempts in this process |
 //! | `idempotency_waiters` | | gauge: duplicates that wait in this process |
+//! | `idempotency_open_circuits` | | gauge: parts of the store that do not answer, so that claims are refused at once |
 //! | `idempotency_claims_given_up` | | gauge: claims without an attempt that are being released |
 //!
 //! `contract`, `outcome` and `reason` are those of the event; `reason` is empty where the table shows none. A request that
@@ -109,6 +110,7 @@ const TARGET: &str = "tower_idempotency";
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Shows {
     GivenUp,
+    OpenCircuits,
     Overdue,
     Running,
     Waiting,
@@ -198,6 +200,16 @@ pub(crate) fn first_unprotected(contract: Contract, why: &str) {
 pub(crate) fn store_error(call: &'static str, key: &Key, error: &StoreError) {
     let cause = error.source().map(ToString::to_string);
     event!(target: TARGET, Level::DEBUG, call, %key, %error, cause, "store call failed");
+}
+
+/// Claims got no answer, and are refused at once from now on.
+pub(crate) fn store_is_out() {
+    event!(target: TARGET, Level::WARN, "the store does not answer: claims are refused at once until it does");
+}
+
+/// It has answered one.
+pub(crate) fn store_is_back() {
+    event!(target: TARGET, Level::INFO, "the store answers again");
 }
 
 /// Times the way to a claim.

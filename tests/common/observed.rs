@@ -111,6 +111,10 @@ impl<S: Store> Store for Observed<S> {
         self.inner.forget(key, force).await
     }
 
+    fn failure_domain(&self, key: &Key) -> u16 {
+        self.inner.failure_domain(key)
+    }
+
     async fn changed(&self, key: &Key) {
         if !self.restless {
             self.inner.changed(key).await;

@@ -152,6 +152,13 @@ impl Store for TestStore {
         delegate!(self, forget(key, force))
     }
 
+    fn failure_domain(&self, key: &Key) -> u16 {
+        match &self.inner {
+            Kind::Memory(store) => store.failure_domain(key),
+            Kind::Redis(store) => store.failure_domain(key),
+        }
+    }
+
     async fn changed(&self, key: &Key) {
         delegate!(self, changed(key));
     }

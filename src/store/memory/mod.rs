@@ -223,6 +223,10 @@ impl Store for MemoryStore {
         Ok(Forgotten::Forgotten)
     }
 
+    fn failure_domain(&self, _: &Key) -> u16 {
+        0
+    }
+
     async fn changed(&self, key: &Key) {
         self.shard(key).changed.notified().await;
     }

@@ -305,6 +305,10 @@ impl Store for RedisStore {
         }
     }
 
+    fn failure_domain(&self, key: &Key) -> u16 {
+        self.topology.domain(&self.name(key))
+    }
+
     async fn changed(&self, key: &Key) {
         self.push.changed(&self.name(key)).await;
     }
