@@ -58,7 +58,7 @@ async fn commands(server: &RedisServer, work: impl Future) -> Vec<String> {
         let command = line.split('"').nth(1).unwrap_or_default().to_owned();
         match command.as_str() {
             "PING" => return seen,
-            "CLIENT" | "HELLO" => {}
+            "CLIENT" | "CONFIG" | "HELLO" | "INFO" => {}
             _ if line.contains(" lua] ") => {}
             _ => seen.push(command),
         }

@@ -212,6 +212,17 @@ pub(crate) fn store_is_back() {
     event!(target: TARGET, Level::INFO, "the store answers again");
 }
 
+/// What a store's server is like.
+#[cfg(feature = "redis")]
+pub(crate) fn server(is_known: bool, finding: &str) {
+    // What a limited user may not see is nothing to wake anybody for.
+    if is_known {
+        event!(target: TARGET, Level::WARN, finding, "the Redis server may not keep what it is given");
+    } else {
+        event!(target: TARGET, Level::INFO, finding, "the Redis server was not looked at whole");
+    }
+}
+
 /// Times the way to a claim.
 pub(crate) fn claim<F>(contract: Contract, ask: F) -> impl Future<Output = F::Output>
 where

@@ -13,8 +13,9 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
+use super::inspect::Inspector;
 use super::link::Link;
 use super::topology::Topology;
 use crate::lock::lock;
@@ -29,10 +30,14 @@ const MAX_SILENCE: Duration = Duration::from_millis(200);
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
 const LAST_BACKOFF: Duration = Duration::from_millis(500);
 
+/// How long a new connection serves before the server is looked at.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+
 /// Hands out the current connection, and makes another when it has to.
 #[derive(Debug)]
 pub(super) struct Connector {
     topology: Arc<Topology>,
+    inspector: Option<Arc<Inspector>>,
     state: Arc<Mutex<State>>,
 }
 
@@ -101,7 +106,12 @@ struct Call<'a> {
 
 impl Connector {
     pub(super) fn new(topology: Arc<Topology>) -> Self {
-        Self { topology, state: Arc::default() }
+        Self { topology, inspector: None, state: Arc::default() }
+    }
+
+    /// Has every server looked at that it connects to.
+    pub(super) fn inspected(self, inspector: Inspector) -> Self {
+        Self { inspector: Some(Arc::new(inspector)), ..self }
     }
 
     /// Sends a command about a key, and sends it once more if the connection turns out to be cut or to lead to a replica:
@@ -169,8 +179,9 @@ impl Connector {
     /// Starts to connect, in a task of its own: no caller's deadline can cut it short.
     fn connect(&self) -> Connecting {
         let (topology, state) = (Arc::clone(&self.topology), Arc::clone(&self.state));
+        let inspector = self.inspector.clone();
         let task = tokio::spawn(async move {
-            let connected = topology.connect().await.map(|link| Connection::new(link, !topology.is_cluster()));
+            let connected = connect(&topology, inspector).await;
             lock(&state).connected(&connected);
             connected
         });
@@ -186,6 +197,23 @@ impl Connector {
         };
         connected.boxed().shared()
     }
+}
+
+async fn connect(topology: &Topology, inspector: Option<Arc<Inspector>>) -> Result<Connection, RedisError> {
+    let link = topology.connect().await?;
+    match inspector {
+        Some(inspector) if inspector.is_strict() => inspector.look(&*link).await?,
+        // Nobody waits for it, and who has just come back has more urgent things to ask.
+        Some(inspector) => {
+            let link = Arc::clone(&link);
+            tokio::spawn(async move {
+                sleep(LOOK_AFTER).await;
+                inspector.look(&*link).await
+            });
+        }
+        None => {}
+    }
+    Ok(Connection::new(link, !topology.is_cluster()))
 }
 
 // === impl State ===

@@ -14,6 +14,7 @@
 
 mod connection;
 mod durability;
+mod inspect;
 mod layout;
 mod link;
 mod push;
@@ -31,6 +32,7 @@ use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind,
 use self::connection::{Connector, Failure};
 pub use self::durability::Durability;
 use self::durability::{Confirmer, Unconfirmed};
+use self::inspect::Inspector;
 use self::layout::{Corrupt, Phase, millis};
 use self::push::Push;
 use self::script::{AllowOom, Script};
@@ -122,7 +124,7 @@ impl RedisStore {
     fn at(topology: Topology) -> Self {
         let topology = Arc::new(topology);
         Self {
-            connector: Arc::new(Connector::new(Arc::clone(&topology))),
+            connector: Arc::new(Connector::new(Arc::clone(&topology)).inspected(Inspector::default())),
             push: Arc::new(Push::new(Arc::clone(&topology))),
             confirmer: Arc::new(Confirmer::new(Durability::Master, Arc::clone(&topology))),
             topology,
@@ -142,6 +144,14 @@ impl RedisStore {
     #[must_use]
     pub fn durability(mut self, durability: Durability) -> Self {
         self.confirmer = Arc::new(Confirmer::new(durability, Arc::clone(&self.topology)));
+        self
+    }
+
+    /// Refuses requests, as when the server is down, as long as it can evict keys or persists nothing. Without this a warning
+    /// says so. What the user may not see is refused by neither: `+info` or `+config|get` shows it.
+    #[must_use]
+    pub fn strict(mut self) -> Self {
+        self.connector = Arc::new(Connector::new(Arc::clone(&self.topology)).inspected(Inspector::strict()));
         self
     }
 

@@ -1,0 +1,245 @@
+//! A look at the server: whether it will keep what it is given.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use redis::{Cmd, ErrorKind, RedisError, Value};
+use tokio::time::timeout;
+
+use super::link::Link;
+use crate::lock::lock;
+use crate::telemetry;
+
+/// How long the look may take. What has not been seen by then is unknown.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The oldest version that this crate is tried on.
+const OLDEST: (u32, u32) = (6, 2);
+
+/// Looks at every server that is connected to, and says what it finds once.
+#[derive(Debug, Default)]
+pub(super) struct Inspector {
+    is_strict: bool,
+    said: Mutex<BTreeSet<Finding>>,
+}
+
+/// What can go wrong with what is kept there.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Finding {
+    /// By this policy.
+    Evicts(String),
+    Old(String),
+    /// Neither by snapshots nor by a log.
+    NotPersistent,
+    /// The user may not ask, or the server does not tell.
+    Unknown(&'static str),
+}
+
+/// What a server says of itself.
+#[derive(Debug, Default)]
+struct Server {
+    version: Option<String>,
+    maxmemory: Option<String>,
+    policy: Option<String>,
+    appends: Option<String>,
+    snapshots: Option<String>,
+}
+
+// === impl Inspector ===
+
+impl Inspector {
+    pub(super) fn strict() -> Self {
+        Self { is_strict: true, ..Self::default() }
+    }
+
+    pub(super) const fn is_strict(&self) -> bool {
+        self.is_strict
+    }
+
+    /// Looks at what a connection leads to, and warns of what can go wrong.
+    ///
+    /// # Errors
+    ///
+    /// What has been found, where it loses what is kept, for whoever is strict about that.
+    pub(super) async fn look(&self, link: &dyn Link) -> Result<(), RedisError> {
+        let servers = timeout(TIMEOUT, servers(link)).await.unwrap_or_else(|_| vec![Server::default()]);
+        let findings: BTreeSet<Finding> = servers.iter().flat_map(Server::findings).collect();
+        let fresh: Vec<_> = {
+            let mut said = lock(&self.said);
+            let fresh = findings.difference(&said).cloned().collect();
+            said.clone_from(&findings);
+            fresh
+        };
+        for finding in &fresh {
+            telemetry::server(finding.is_known(), &finding.text());
+        }
+        match findings.into_iter().find(Finding::loses) {
+            Some(finding) => Err((ErrorKind::InvalidClientConfig, "the server is not safe", finding.text()).into()),
+            None => Ok(()),
+        }
+    }
+}
+
+// === impl Server ===
+
+/// One, or all nodes of a cluster.
+async fn servers(link: &dyn Link) -> Vec<Server> {
+    let mut servers = match link.send(&redis::cmd("INFO")).await {
+        Ok(Value::Map(nodes)) => nodes.into_iter().map(|(_, info)| Server::of(&text(info))).collect(),
+        Ok(info) => vec![Server::of(&text(info))],
+        Err(_) => vec![Server::default()],
+    };
+    for server in &mut servers {
+        server.ask(link).await;
+    }
+    servers
+}
+
+impl Server {
+    fn of(info: &str) -> Self {
+        let field = |name: &str| {
+            let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            value.map(|value| value.trim().to_owned())
+        };
+        Self {
+            // Valkey also names the version of Redis that it is compatible with.
+            version: field("redis_version"),
+            maxmemory: field("maxmemory"),
+            policy: field("maxmemory_policy"),
+            appends: field("aof_enabled"),
+            snapshots: None,
+        }
+    }
+
+    /// Asks for what `INFO` did not tell. One right may be there without the other.
+    async fn ask(&mut self, link: &dyn Link) {
+        if self.maxmemory.is_none() {
+            self.maxmemory = setting(link, "maxmemory").await;
+        }
+        if self.policy.is_none() {
+            self.policy = setting(link, "maxmemory-policy").await;
+        }
+        if self.appends.is_none() {
+            self.appends = setting(link, "appendonly").await;
+        }
+        self.snapshots = setting(link, "save").await;
+    }
+
+    fn findings(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let limit = self.maxmemory.as_deref();
+        match self.policy.as_deref() {
+            Some("noeviction") => {}
+            // Without a limit there is nothing to evict for.
+            Some(_) if limit == Some("0") => {}
+            Some(policy) => findings.push(Finding::Evicts(policy.to_owned())),
+            None => findings.push(Finding::Unknown("whether it evicts keys")),
+        }
+        match (self.appends.as_deref(), self.snapshots.as_deref()) {
+            (Some("1" | "yes"), _) => {}
+            (_, Some(snapshots)) if !snapshots.is_empty() => {}
+            (Some(_), Some(_)) => findings.push(Finding::NotPersistent),
+            (None, _) | (_, None) => findings.push(Finding::Unknown("whether it persists")),
+        }
+        match &self.version {
+            Some(version) if is_old(version) => findings.push(Finding::Old(version.clone())),
+            Some(_) => {}
+            None => findings.push(Finding::Unknown("its version")),
+        }
+        findings
+    }
+}
+
+async fn setting(link: &dyn Link, name: &str) -> Option<String> {
+    let mut get: Cmd = redis::cmd("CONFIG");
+    get.arg("GET").arg(name);
+    match link.send(&get).await.ok()? {
+        Value::Array(pair) => pair.into_iter().nth(1).map(text),
+        Value::Map(pairs) => pairs.into_iter().next().map(|(_, value)| text(value)),
+        _ => None,
+    }
+}
+
+fn text(value: Value) -> String {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => text,
+        _ => String::new(),
+    }
+}
+
+fn is_old(version: &str) -> bool {
+    let mut numbers = version.split('.').map_while(|number| number.parse().ok());
+    numbers.next().zip(numbers.next()).is_some_and(|version| version < OLDEST)
+}
+
+// === impl Finding ===
+
+impl Finding {
+    /// Whether an event that has run may be forgotten by it.
+    const fn loses(&self) -> bool {
+        matches!(self, Self::Evicts(_) | Self::NotPersistent)
+    }
+
+    const fn is_known(&self) -> bool {
+        !matches!(self, Self::Unknown(_))
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Evicts(policy) => {
+                format!(
+                    "its maxmemory-policy is {policy}: keys may be evicted, and their events run again; set noeviction"
+                )
+            }
+            Self::Old(version) => format!("its version is {version}: 6.2 and later are supported"),
+            Self::NotPersistent => {
+                "it persists nothing: what it knew is lost with a restart, and events run again; set appendonly yes"
+                    .to_owned()
+            }
+            Self::Unknown(what) => format!("it does not say {what}; `+info`, or `+config|get`, lets it"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(policy: &str, maxmemory: &str, appends: &str, snapshots: &str) -> Server {
+        let some = |text: &str| (text != "?").then(|| text.to_owned());
+        Server {
+            version: some("7.0.15"),
+            maxmemory: some(maxmemory),
+            policy: some(policy),
+            appends: some(appends),
+            snapshots: some(snapshots),
+        }
+    }
+
+    #[test]
+    fn what_loses_keys_is_found() {
+        let evicts = |policy: &str| vec![Finding::Evicts(policy.to_owned())];
+        let cases = [
+            (server("noeviction", "100", "1", ""), vec![]),
+            (server("volatile-lru", "0", "yes", ""), vec![]),
+            (server("volatile-lru", "100", "1", ""), evicts("volatile-lru")),
+            (server("allkeys-lfu", "?", "1", "?"), evicts("allkeys-lfu")),
+            (server("noeviction", "0", "0", "3600 1"), vec![]),
+            (server("noeviction", "0", "0", ""), vec![Finding::NotPersistent]),
+            (server("noeviction", "0", "0", "?"), vec![Finding::Unknown("whether it persists")]),
+            (server("?", "?", "1", ""), vec![Finding::Unknown("whether it evicts keys")]),
+        ];
+        for (server, findings) in cases {
+            assert_eq!(server.findings(), findings, "{server:?}");
+        }
+        assert_eq!(Server::default().findings().len(), 3);
+    }
+
+    #[test]
+    fn versions_are_read_as_numbers() {
+        assert!(is_old("6.0.16") && is_old("5.0.14"));
+        assert!(!is_old("6.2.14") && !is_old("10.0.0") && !is_old("7.2.4") && !is_old("unknown"));
+    }
+}
