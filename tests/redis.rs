@@ -191,14 +191,31 @@ async fn finished_work_is_stored_when_new_claims_are_refused_for_want_of_memory(
 async fn the_rights_in_the_docs_are_enough() {
     let server = RedisServer::start();
     let mut client = server.client().await;
-    let rights = "on >secret resetchannels ~idempotency:* &idempotency:* +set +get +pttl +getrange +exists +pexpire +eval +evalsha +publish +subscribe +unsubscribe";
+    let (_, rights) = include_str!("../README.md").split_once("An ACL user needs `").unwrap();
+    let rights: Vec<_> = rights.split_once('`').unwrap().0.split_whitespace().collect();
+    assert!(rights.contains(&"+evalsha") && rights.contains(&"+unsubscribe"), "{rights:?}");
     let mut acl = redis::cmd("ACL");
-    acl.arg("SETUSER").arg("app").arg("reset").arg(rights.split(' ').collect::<Vec<_>>());
+    acl.arg(&["SETUSER", "app", "reset", "on", ">secret", "resetchannels"]).arg(&rights);
     let () = acl.query_async(&mut client).await.unwrap();
     let store = |user: &str| RedisStore::new(&format!("redis://{user}:secret@127.0.0.1:{}/", server.port())).unwrap();
     let limited = app(store("app"));
     assert!(limited.send(event("e")).await.is_stored());
     assert!(limited.send(event("e")).await.is_replayed());
+
+    // Every step, and an outcome that is staged.
+    let (steps, third) = (store("app"), Key::from([9; 24]));
+    for lease in [Duration::from_millis(1), LONG] {
+        let held = Claim::new(lease, LONG);
+        assert!(matches!(steps.claim(&third, &held).await.unwrap(), Claimed::Acquired { .. }));
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(steps.lookup(&third).await.unwrap().is_some());
+    steps.forget(&third, true).await.unwrap();
+    let held = Claim::new(LONG, LONG);
+    steps.claim(&third, &held).await.unwrap();
+    assert_eq!(steps.renew(&third, &held).await.unwrap(), Hold::Held);
+    assert_eq!(steps.complete(&third, &held, vec![0; 100_000].into()).await.unwrap(), Hold::Held);
+    assert_eq!(steps.release(&third, &held, LONG).await.unwrap(), Hold::Lost);
 
     // Who waits is woken, and what nobody waits for any more is left.
     let (waits, other) = (store("app"), Key::from([8; 24]));

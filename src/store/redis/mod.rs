@@ -8,7 +8,7 @@
 //! persistence.
 //!
 //! Least rights for an ACL user, with the default prefix:
-//! `~idempotency:* &idempotency:* +set +get +pttl +getrange +exists +pexpire +eval +evalsha +publish +subscribe
+//! `~idempotency:* &idempotency:* +set +get +pttl +getrange +exists +pexpire +rename +unlink +eval +evalsha +publish +subscribe
 //! +unsubscribe`, and `+select` for another database than 0. Without the rights to the channels, or on a server or through a
 //! proxy that knows no RESP3, duplicates that wait for another process look every 50 to 250 ms instead of being woken.
 
@@ -41,6 +41,12 @@ use super::{Claim, Claimed, Entry, Forgotten, Hold, State, Store, StoreError};
 use crate::key::Key;
 
 const PREFIX: &str = "idempotency";
+
+/// The largest record that a script gets as an argument, in bytes.
+const MAX_ARGUMENT: usize = 16 << 10;
+
+/// How long a staged record stays that nobody comes for: its next sending stages it again.
+const STAGED_FOR: Duration = Duration::from_secs(60);
 
 /// Claims and records in Redis (6.2 and later) or Valkey. Cheap to clone; clones share their connections: one, and another
 /// while somebody waits for other processes.
@@ -238,6 +244,24 @@ impl RedisStore {
         }
     }
 
+    /// Completes without the record in an argument of the script, which would hold the server while it is copied: with
+    /// 64 KiB for 115 µs instead of 16, with 1 MiB for 1.8 ms instead of 35 µs. Nothing where it cannot be staged, as when the
+    /// server is out of memory.
+    async fn complete_staged(&self, key: &Key, claim: &Claim, done: &Bytes) -> Result<Option<Hold>, StoreError> {
+        let name = self.name(key);
+        let stage = format!("{name}:{:032x}", u128::from_be_bytes(*claim.id.as_bytes()));
+        let mut set = redis::cmd("SET");
+        set.arg(&stage).arg(&done[..]).arg("PX").arg(millis(STAGED_FOR));
+        let (keys, life) = ([&*name, &*stage], millis(claim.retention).to_string());
+        let args = [claim.id.as_bytes(), life.as_bytes(), self.publish()];
+        let call = |script| Script::call_staged(script, &self.connector, keys, &set, &args);
+        let script = &script::COMPLETE_STAGED;
+        match self.by_version(call(&script.flagged), call(&script.plain)).await {
+            Ok(Value::Int(-1)) | Err(Failure::Refused(_)) => Ok(None),
+            answer => held(&answer?).map(Some),
+        }
+    }
+
     async fn step(&self, script: &Script, key: &Key, args: &[&[u8]]) -> Result<Hold, StoreError> {
         held(&self.call(script, &self.name(key), args).await?)
     }
@@ -273,7 +297,12 @@ impl Store for RedisStore {
     async fn complete(&self, key: &Key, claim: &Claim, record: Bytes) -> Result<Hold, StoreError> {
         let done = layout::encode(claim, Phase::Done, claim.attempt, &record);
         let life = millis(claim.retention).to_string();
-        let hold = self.last_step(&script::COMPLETE, key, &[&done, life.as_bytes(), self.publish()]).await?;
+        let is_large = record.len() > MAX_ARGUMENT;
+        let staged = if is_large { self.complete_staged(key, claim, &done).await? } else { None };
+        let hold = match staged {
+            Some(hold) => hold,
+            None => self.last_step(&script::COMPLETE, key, &[&done, life.as_bytes(), self.publish()]).await?,
+        };
         if hold == Hold::Held {
             self.confirmer.confirm(&self.name(key), &claim.id).await?;
         }

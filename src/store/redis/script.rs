@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use redis::{Cmd, ErrorKind, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, Pipeline, ServerErrorKind, Value};
 
 use super::connection::{Connector, Failure};
 
@@ -37,6 +37,7 @@ pub(super) static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include
 pub(super) static TAKEOVER: LazyLock<Script> = script!("", "takeover.lua");
 pub(super) static RENEW: LazyLock<Script> = script!("", "renew.lua");
 pub(super) static FORGET: LazyLock<Script> = script!("", "forget.lua");
+pub(super) static COMPLETE_STAGED: AllowOom = allow_oom!("complete_staged.lua");
 pub(super) static COMPLETE: AllowOom = allow_oom!("complete.lua");
 pub(super) static RELEASE: AllowOom = allow_oom!("release.lua");
 
@@ -48,18 +49,42 @@ impl Script {
     /// Calls the script on one key. `NOSCRIPT` is answered by sending the code, which loads it on the one node that
     /// lacks it.
     pub(super) async fn call(&self, connector: &Connector, key: &str, args: &[&[u8]]) -> Result<Value, Failure> {
-        match connector.query(key, &command("EVALSHA", &self.hash, key, args)).await {
-            Err(failure) if failure.error().kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                let answer = connector.query(key, &command("EVAL", self.code, key, args)).await;
+        match connector.query(key, &command("EVALSHA", &self.hash, &[key], args)).await {
+            Err(failure) if is_unknown(&failure) => {
+                let answer = connector.query(key, &command("EVAL", self.code, &[key], args)).await;
                 answer.map_err(|next| failure.and_then(next))
             }
             answer => answer,
         }
     }
+
+    /// Calls it on a key and on a value that is staged beside it, in one round trip.
+    pub(super) async fn call_staged(
+        &self,
+        connector: &Connector,
+        keys: [&str; 2],
+        stage: &Cmd,
+        args: &[&[u8]],
+    ) -> Result<Value, Failure> {
+        let mut staged = Pipeline::new();
+        staged.add_command(stage.clone()).add_command(command("EVALSHA", &self.hash, &keys, args));
+        match connector.query_all(keys[0], &staged).await {
+            Err(failure) if is_unknown(&failure) => {
+                let answer = connector.query(keys[0], &command("EVAL", self.code, &keys, args)).await;
+                answer.map_err(|next| failure.and_then(next))
+            }
+            answers => Ok(answers?.pop().unwrap_or(Value::Nil)),
+        }
+    }
 }
 
-fn command(name: &str, script: &str, key: &str, args: &[&[u8]]) -> Cmd {
+/// Whether the server does not know the script.
+fn is_unknown(failure: &Failure) -> bool {
+    failure.error().kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+}
+
+fn command(name: &str, script: &str, keys: &[&str], args: &[&[u8]]) -> Cmd {
     let mut command = redis::cmd(name);
-    command.arg(script).arg(1).arg(key).arg(args);
+    command.arg(script).arg(keys.len()).arg(keys).arg(args);
     command
 }
