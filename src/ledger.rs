@@ -140,7 +140,7 @@ impl Ledger {
     /// when the store does not answer, but for one now and then that tries it, at most every 250 ms. 0 switches this off.
     /// Default: 3.
     ///
-    /// Of a store of several parts, such as a cluster, each [part](crate::Store::failure_domain) has a circuit of its own.
+    /// Of a store of several parts, such as a cluster, each [part](crate::store::Store::failure_domain) has a circuit of its own.
     #[must_use]
     pub fn break_after(self, claims: u32) -> Self {
         self.0.breaker.open_after(claims);
