@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
-use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 use tokio::time::{Instant, sleep};
 
+use super::failure::{Failure, is_about_topology, is_from_replica, is_reply};
 use super::inspect::Inspector;
 use super::link::Link;
 use super::topology::Topology;
 use crate::lock::lock;
-use crate::store::StoreError;
 
 /// How many calls in a row go unanswered, and for how long, before a connection is not trusted any more. Both, because
 /// callers differ in their deadlines, and because one whose own client has left stops waiting at once.
@@ -52,17 +52,6 @@ struct State {
 }
 
 type Connecting = Shared<BoxFuture<'static, Result<Connection, RedisError>>>;
-
-/// Why a command has no result.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// The server said so, and has done nothing.
-    Refused(RedisError),
-    /// It may have been done.
-    Unknown(RedisError),
-    /// It has not been sent.
-    Unsent(RedisError),
-}
 
 /// A connection and what is known of its health. Clones are one connection.
 #[derive(Clone)]
@@ -306,72 +295,6 @@ impl Health {
             self.domains.resize(domain + 1, Domain::default());
         }
         &mut self.domains[domain]
-    }
-}
-
-/// Whether the server itself said so. Everything else leaves open what it has done.
-fn is_reply(error: &RedisError) -> bool {
-    matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
-}
-
-/// Whether it says where a key is, or that nobody has it now.
-fn is_about_topology(error: &RedisError) -> bool {
-    use ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain};
-    match error.kind() {
-        ErrorKind::Server(kind) => {
-            matches!(kind, Ask | BusyLoading | ClusterDown | MasterDown | Moved | ReadOnly | TryAgain)
-        }
-        _ => false,
-    }
-}
-
-/// Whether the server cannot write, and another may have taken its place.
-fn is_from_replica(error: &RedisError) -> bool {
-    match error.kind() {
-        ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown) => true,
-        // From inside a script, before 7.0.
-        ErrorKind::Server(ServerErrorKind::ResponseError) => {
-            error.detail().is_some_and(|detail| detail.contains("-READONLY") || detail.contains("-MASTERDOWN"))
-        }
-        _ => false,
-    }
-}
-
-/// Whether what stands under the key is none of our records. `CORRUPT` is the scripts' own word for it.
-fn is_of_no_record(error: &RedisError) -> bool {
-    // Before 7.0 an error inside a script has its code in the text.
-    let in_script = || error.detail().is_some_and(|detail| detail.contains(" WRONGTYPE "));
-    matches!(error.code(), Some("WRONGTYPE" | "CORRUPT")) || error.code() == Some("ERR") && in_script()
-}
-
-// === impl Failure ===
-
-impl Failure {
-    /// What has been done by a sending that failed like this, and another after it that failed like `next`.
-    pub(super) fn and_then(self, next: Self) -> Self {
-        match (self, next) {
-            (Self::Unknown(_), Self::Refused(error) | Self::Unsent(error)) => Self::Unknown(error),
-            (Self::Refused(_), Self::Unsent(error)) => Self::Refused(error),
-            (_, next) => next,
-        }
-    }
-
-    /// What went wrong last.
-    pub(super) fn error(&self) -> &RedisError {
-        match self {
-            Self::Refused(error) | Self::Unknown(error) | Self::Unsent(error) => error,
-        }
-    }
-}
-
-impl From<Failure> for StoreError {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Refused(error) if is_of_no_record(&error) => Self::unreadable(error),
-            Failure::Refused(error) => Self::refused(error),
-            Failure::Unsent(error) => Self::unreachable(error),
-            Failure::Unknown(error) => Self::unknown(error),
-        }
     }
 }
 

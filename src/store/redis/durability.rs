@@ -10,10 +10,10 @@ use std::time::Duration;
 use redis::{Pipeline, Value};
 use tokio::sync::Semaphore;
 
+use super::answer::unexpected;
 use super::connection::Connector;
 use super::layout::millis;
 use super::topology::Topology;
-use super::unexpected;
 use crate::lock::lock;
 use crate::store::{ClaimId, StoreError};
 

@@ -56,8 +56,10 @@
 //! channels, or on a server or through a proxy that knows no RESP3, duplicates that wait for another process look every 50 to
 //! 250 ms instead of being woken.
 
+mod answer;
 mod connection;
 mod durability;
+mod failure;
 mod inspect;
 mod layout;
 mod link;
@@ -71,13 +73,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use redis::aio::ConnectionLike;
-use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value};
+use redis::{RedisError, RedisResult, Value};
 
-use self::connection::{Connector, Failure};
+use self::answer::{bytes, held, judge, number, text, unexpected};
+use self::connection::Connector;
 pub use self::durability::Durability;
 use self::durability::{Confirmer, Unconfirmed};
+use self::failure::{Failure, is_from_before_7};
 use self::inspect::Inspector;
-use self::layout::{Corrupt, Phase, millis};
+use self::layout::{Phase, millis};
 use self::push::Push;
 use self::script::{AllowOom, Script};
 use self::topology::Topology;
@@ -108,10 +112,6 @@ pub struct RedisStore {
 /// The text is not the URL of a Redis server.
 #[derive(Debug)]
 pub struct InvalidUrl(RedisError);
-
-/// The server answered in a way that none of its commands can.
-#[derive(Debug)]
-struct UnexpectedAnswer;
 
 impl RedisStore {
     /// A store at a URL such as `redis://user:password@host:6379/0` or `redis+unix:///run/redis.sock`.
@@ -397,57 +397,6 @@ impl Store for RedisStore {
     }
 }
 
-/// What a value that was found means for a claim; `None` where the server's clock has to decide.
-fn judge(value: Bytes, claim: &Claim) -> Result<Option<Claimed>, StoreError> {
-    let value = layout::decode(value).map_err(StoreError::unreadable)?;
-    let fingerprint = value.fingerprint;
-    let mine = value.id == *claim.id.as_bytes();
-    Ok(match value.phase {
-        Phase::Running if mine => Some(Claimed::Acquired { attempt: value.attempt }),
-        _ if claim.refuse_other && fingerprint != claim.fingerprint => Some(Claimed::Mismatch),
-        Phase::Done => Some(Claimed::Done { fingerprint, record: value.record }),
-        Phase::Free if mine => Some(Claimed::Running { fingerprint, lease_left: Duration::ZERO }),
-        Phase::Free | Phase::Running => None,
-    })
-}
-
-/// How a server before 7.0 answers to `SET` with `NX` and `GET`, and to a script with flags.
-fn is_from_before_7(reply: &RedisError) -> bool {
-    reply.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
-        && reply.detail().is_some_and(|detail| detail.contains("syntax error") || detail.contains("compiling script"))
-}
-
-fn held(answer: &Value) -> Result<Hold, StoreError> {
-    match answer {
-        Value::Int(1) => Ok(Hold::Held),
-        Value::Int(0) => Ok(Hold::Lost),
-        _ => Err(unexpected()),
-    }
-}
-
-fn unexpected() -> StoreError {
-    StoreError::refused(UnexpectedAnswer)
-}
-
-fn bytes(value: Option<Value>) -> Result<Bytes, StoreError> {
-    match value {
-        Some(Value::BulkString(bytes)) => Ok(bytes.into()),
-        _ => Err(StoreError::unreadable(Corrupt)),
-    }
-}
-
-fn text(value: &Value) -> Result<&[u8], StoreError> {
-    match value {
-        Value::BulkString(text) => Ok(text),
-        _ => Err(unexpected()),
-    }
-}
-
-fn number<T: FromRedisValue>(value: Option<Value>) -> Result<T, StoreError> {
-    let number = value.and_then(|value| T::from_redis_value(value).ok());
-    number.ok_or_else(unexpected)
-}
-
 // === impl InvalidUrl ===
 
 impl std::fmt::Display for InvalidUrl {
@@ -462,13 +411,3 @@ impl std::error::Error for InvalidUrl {
         Some(&self.0)
     }
 }
-
-// === impl UnexpectedAnswer ===
-
-impl std::fmt::Display for UnexpectedAnswer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the server answered in a way that this version does not understand")
-    }
-}
-
-impl std::error::Error for UnexpectedAnswer {}

@@ -4,7 +4,8 @@ use std::sync::LazyLock;
 
 use redis::{Cmd, ErrorKind, Pipeline, ServerErrorKind, Value};
 
-use super::connection::{Connector, Failure};
+use super::connection::Connector;
+use super::failure::Failure;
 
 /// One atomic step on one key.
 #[derive(Debug)]
