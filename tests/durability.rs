@@ -10,7 +10,7 @@ use redis::AsyncCommands as _;
 use tokio::time::Instant;
 use tower_idempotency::key::header;
 use tower_idempotency::store::redis::Durability;
-use tower_idempotency::{IdempotencyLayer, Ledger};
+use tower_idempotency::{IdempotencyLayer, Ledger, RedisStore};
 
 use common::app::{App, answer, event};
 use common::redis::RedisServer;
@@ -113,4 +113,20 @@ async fn waiting_for_replicas_holds_up_nobody_else() {
     assert!(replayed.elapsed() < Duration::from_millis(250), "{:?}", replayed.elapsed());
     assert_eq!(waits.await.unwrap().status, 503);
     pair.replica.thaw();
+}
+
+#[tokio::test]
+async fn a_claim_that_cannot_be_confirmed_is_given_up_and_leaves_no_key_behind() {
+    let pair = Pair::start().await;
+    let mut acl = redis::cmd("ACL");
+    acl.arg(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-wait"]);
+    let () = acl.query_async(&mut pair.master.client().await).await.unwrap();
+    let url = format!("redis://app:secret@127.0.0.1:{}/", pair.master.port());
+    let ledger = Ledger::new(RedisStore::new(&url).unwrap().durability(REPLICATED));
+    let layer = IdempotencyLayer::webhook(&ledger, header("X-Id"));
+    let app = App::new(&layer, |_, _| async { answer(200, "ran") });
+    assert_eq!((app.send(event("e")).await.status.as_u16(), app.runs()), (503, 0));
+    ledger.drain(Duration::from_secs(10)).await.unwrap();
+    let other = pair.app(Durability::Master);
+    assert_eq!(other.send(event("e")).await.status, 200, "the lease is not waited for");
 }

@@ -88,19 +88,21 @@ impl Confirmer {
 
     /// Returns when what a claim has written is as safe as was asked for.
     pub(super) async fn confirm(&self, name: &str, id: &ClaimId) -> Result<(), Unconfirmed> {
-        let mut commands = Pipeline::new();
-        commands.cmd("EVAL").arg(CONFIRM).arg(1).arg(name).arg(id.as_bytes());
+        let mut wait = redis::cmd("WAIT");
         let wanted = match self.durability {
             Durability::Master => return Ok(()),
             Durability::Replicated { replicas, timeout } => {
-                commands.cmd("WAIT").arg(replicas).arg(millis(timeout));
+                wait.arg(replicas).arg(millis(timeout));
                 replicas
             }
             Durability::Synced { replicas, timeout } => {
-                commands.cmd("WAITAOF").arg(1).arg(replicas).arg(millis(timeout));
+                wait = redis::cmd("WAITAOF");
+                wait.arg(1).arg(replicas).arg(millis(timeout));
                 replicas
             }
         };
+        let mut commands = Pipeline::new();
+        commands.cmd("EVAL").arg(CONFIRM).arg(1).arg(name).arg(id.as_bytes()).add_command(wait);
         let _permit = self.free.acquire().await.map_err(|closed| Unconfirmed::Failed(StoreError::refused(closed)))?;
         let idle = lock(&self.idle).pop();
         let connector = idle.unwrap_or_else(|| Connector::new(Arc::clone(&self.topology)));
@@ -132,7 +134,8 @@ fn enough(acknowledged: i64, wanted: u32) -> Result<(), Unconfirmed> {
 impl From<Unconfirmed> for StoreError {
     fn from(unconfirmed: Unconfirmed) -> Self {
         match unconfirmed {
-            Unconfirmed::Failed(error) => error,
+            // What was to be confirmed has taken effect, whatever came of asking.
+            Unconfirmed::Failed(error) => Self::unknown(error),
             Unconfirmed::TooFew(too_few) => Self::unknown(too_few),
         }
     }

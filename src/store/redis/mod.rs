@@ -326,7 +326,9 @@ impl Store for RedisStore {
             && let Err(unconfirmed) = self.confirmer.confirm(&name, &claim.id).await
         {
             let Unconfirmed::TooFew(too_few) = unconfirmed else { return Err(unconfirmed.into()) };
-            self.release(key, &Claim { attempt: 0, ..claim.clone() }, claim.lease).await?;
+            // Whatever comes of that, the claim has taken effect.
+            let released = self.release(key, &Claim { attempt: 0, ..claim.clone() }, claim.lease).await;
+            released.map_err(StoreError::unknown)?;
             return Err(StoreError::refused(too_few));
         }
         Ok(claimed)
