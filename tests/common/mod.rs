@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod observed;
 pub mod proxy;
 pub mod redis;
+pub mod scratch;
 pub mod server;
 pub mod stores;
 
@@ -37,4 +38,10 @@ pub fn mortal(program: &str) -> Command {
     let mut command = Command::new(setpriv);
     command.args(["--pdeathsig", "KILL", program]);
     command
+}
+
+/// Sends a process a signal, such as `STOP` and `CONT`.
+pub fn signal(pid: u32, signal: &str) {
+    let status = Command::new("kill").args(["-s", signal, &pid.to_string()]).status().expect("kill");
+    assert!(status.success(), "{signal} does not reach {pid}");
 }

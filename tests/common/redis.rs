@@ -2,20 +2,25 @@
 
 use std::env;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use tower_idempotency::store::redis::RedisStore;
+
+use super::scratch::Scratch;
+use super::signal;
 
 /// How long a server may take to start on a busy machine, and how often it is looked at.
 const LOOKS: u32 = 4000;
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A server without persistence, killed when dropped.
+/// A server in a directory of its own, without persistence unless it is set; killed when dropped.
 pub struct RedisServer {
     child: Child,
     port: u16,
     args: Vec<String>,
+    dir: Scratch,
 }
 
 impl RedisServer {
@@ -25,10 +30,19 @@ impl RedisServer {
 
     /// Starts with more settings, as on the command line.
     pub fn start_with(args: &[&str]) -> Self {
+        Self::start_at(free_port, args)
+    }
+
+    /// Starts a node of a cluster, which takes a second port 10000 above its own.
+    pub fn start_node(args: &[&str]) -> Self {
+        Self::start_at(free_ports, args)
+    }
+
+    fn start_at(port: fn() -> u16, args: &[&str]) -> Self {
         let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
         for _ in 0..5 {
-            let port = free_port();
-            let mut server = Self { child: spawn(port, &args), port, args: args.clone() };
+            let (port, dir) = (port(), Scratch::new());
+            let mut server = Self { child: spawn(port, dir.path(), &args), port, args: args.clone(), dir };
             if server.is_up() {
                 return server;
             }
@@ -70,11 +84,11 @@ impl RedisServer {
 
     /// Stops the server from answering, without closing anything.
     pub fn freeze(&self) {
-        self.signal("STOP");
+        signal(self.child.id(), "STOP");
     }
 
     pub fn thaw(&self) {
-        self.signal("CONT");
+        signal(self.child.id(), "CONT");
     }
 
     pub fn kill(&mut self) {
@@ -82,16 +96,10 @@ impl RedisServer {
         self.child.wait().expect("its own child");
     }
 
-    /// Starts the server again on its port, empty.
+    /// Starts the server again on its port, with what it has on disk: nothing, unless its settings say so.
     pub fn restart(&mut self) {
-        self.child = spawn(self.port, &self.args);
+        self.child = spawn(self.port, self.dir.path(), &self.args);
         assert!(self.is_up(), "redis-server does not start again");
-    }
-
-    fn signal(&self, signal: &str) {
-        let pid = self.child.id().to_string();
-        let status = Command::new("kill").args(["-s", signal, &pid]).status().expect("kill");
-        assert!(status.success());
     }
 }
 
@@ -102,19 +110,28 @@ impl Drop for RedisServer {
     }
 }
 
-fn free_port() -> u16 {
+/// The server that is tried: another version, or Valkey, where the environment says so.
+pub fn program() -> String {
+    env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
+}
+
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("a bound socket").port()
 }
 
-fn spawn(port: u16, args: &[String]) -> Child {
-    // Another version or Valkey, where that is to be tried.
-    let server = env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
-    let mut command = super::mortal(&server);
-    let port = port.to_string();
-    command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+/// A free port, with the one 10000 above it.
+fn free_ports() -> u16 {
+    let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    let both = |port: &u16| port.checked_add(10_000).is_some_and(is_free);
+    (0..1000).map(|_| free_port()).find(both).expect("two free ports")
+}
+
+fn spawn(port: u16, dir: &Path, args: &[String]) -> Child {
+    let mut command = super::mortal(&program());
+    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
     // What a replica receives it writes to a file.
-    command.args(["--dir", env!("CARGO_TARGET_TMPDIR"), "--dbfilename", &format!("{port}.rdb")]).args(args);
+    command.arg("--dir").arg(dir).args(args);
     let spawned = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     spawned.expect("redis-server has to be installed: ./tests/run says how")
 }
