@@ -5,11 +5,13 @@
 
 pub mod app;
 pub mod browser;
+pub mod cluster;
 pub mod metrics;
 pub mod observed;
 pub mod proxy;
 pub mod redis;
 pub mod scratch;
+pub mod sentinel;
 pub mod server;
 pub mod stores;
 
