@@ -60,6 +60,10 @@ impl Settings {
         Self { lease, ..self }
     }
 
+    pub fn store_timeout(self, store_timeout: Duration) -> Self {
+        Self { store_timeout, ..self }
+    }
+
     pub fn work(self, work: Duration) -> Self {
         Self { work, ..self }
     }

@@ -14,11 +14,13 @@ mod common;
 
 mod app;
 mod apps;
+mod clusters;
 mod effects;
 mod experiment;
 mod network;
 mod process;
 mod sender;
+mod sentinels;
 mod servers;
 mod table;
 mod trial;
@@ -67,7 +69,13 @@ fn chosen(mut args: impl Iterator<Item = String>) -> Vec<&'static Experiment> {
         let named = |words: &[String]| words.iter().any(|word| is(experiment.name, word));
         !ignored && (wanted.is_empty() || named(&wanted)) && !named(&skipped)
     };
-    let groups: [&[Experiment]; 3] = [&apps::EXPERIMENTS, &servers::EXPERIMENTS, &network::EXPERIMENTS];
+    let groups: [&[Experiment]; 5] = [
+        &apps::EXPERIMENTS,
+        &servers::EXPERIMENTS,
+        &network::EXPERIMENTS,
+        &clusters::EXPERIMENTS,
+        &sentinels::EXPERIMENTS,
+    ];
     groups.into_iter().flatten().filter(is_chosen).collect()
 }
 
