@@ -10,8 +10,12 @@
 #![allow(unreachable_pub, reason = "what the files of a test share")]
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test panics where it fails")]
 
+#[path = "../common/mod.rs"]
+mod common;
+
 mod promises;
 mod server;
+mod stores;
 mod world;
 
 use std::collections::BTreeSet;
