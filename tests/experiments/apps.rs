@@ -120,7 +120,8 @@ async fn clients_gone(trial: Trial) {
             }
             polls += 1;
         }
-        assert!(polls > 1, "a {role} delivery has points to leave at");
+        // A late one is sometimes told before it has to wait.
+        assert!(polls > usize::from(role != "late"), "a {role} delivery has points to leave at");
     }
     let direct = [Target::from(&trial.app(server.store(), &settings).0)];
     trial.sender.late_duplicates(&direct).await;
