@@ -13,6 +13,7 @@ use tower_idempotency::store::redis::Durability;
 use tower_idempotency::{IdempotencyLayer, Ledger, RedisStore};
 
 use common::app::{App, answer, event};
+use common::proxy::Proxy;
 use common::redis::RedisServer;
 use common::until;
 
@@ -129,4 +130,21 @@ async fn a_claim_that_cannot_be_confirmed_is_given_up_and_leaves_no_key_behind()
     ledger.drain(Duration::from_secs(10)).await.unwrap();
     let other = pair.app(Durability::Master);
     assert_eq!(other.send(event("e")).await.status, 200, "the lease is not waited for");
+}
+
+#[tokio::test]
+async fn a_master_without_its_replicas_is_left_for_one_that_has_them() {
+    let (old, new) = (Pair::start().await, Pair::start().await);
+    let proxy = Proxy::to(old.master.port()).await;
+    let ledger = Ledger::new(RedisStore::new(&proxy.url()).unwrap().durability(REPLICATED));
+    let layer = IdempotencyLayer::webhook(&ledger.store_timeout(Duration::from_secs(2)), header("X-Id"));
+    let app = App::new(&layer, |_, _| async { answer(200, "ran") });
+    assert_eq!(app.send(event("before")).await.status, 200);
+    old.replica.freeze();
+    proxy.retarget(new.master.port());
+    // No connection is cut: what tells is that nobody acknowledges.
+    until(async || app.send(event("e")).await.status == 200).await;
+    old.replica.thaw();
+    let keys: Vec<String> = new.replica.client().await.keys("idempotency:*").await.unwrap();
+    assert_eq!(keys.len(), 1);
 }

@@ -33,6 +33,9 @@ const LAST_BACKOFF: Duration = Duration::from_millis(500);
 /// How long a new connection serves before the server is looked at.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 
+/// How long a connection serves at least before it is left for a server that may be better.
+const LEAVE_AFTER: Duration = Duration::from_secs(1);
+
 /// Hands out the current connection, and makes another when it has to.
 #[derive(Debug)]
 pub(super) struct Connector {
@@ -112,6 +115,16 @@ impl Connector {
     /// Sends commands about a key one right after the other, by one connection.
     pub(super) async fn query_all(&self, name: &str, commands: &Pipeline) -> Result<Vec<Value>, Failure> {
         self.call(name, |link| link.send_all(name, commands)).await
+    }
+
+    /// Finds the server anew before the next command, unless it has just done so.
+    pub(super) fn leave(&self) {
+        let state = lock(&self.state);
+        if let (Some(current), Some(at)) = (&state.current, state.connected_at)
+            && at.elapsed() >= LEAVE_AFTER
+        {
+            lock(&current.health).fail();
+        }
     }
 
     async fn call<'a, T>(

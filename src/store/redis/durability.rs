@@ -107,25 +107,28 @@ impl Confirmer {
         let idle = lock(&self.idle).pop();
         let connector = idle.unwrap_or_else(|| Connector::new(Arc::clone(&self.topology)));
         let answers = connector.query_all(name, &commands).await;
-        // Given up halfway, its connection is still blocked, and is dropped.
+        judge(&answers.map_err(|failure| Unconfirmed::Failed(failure.into()))?, wanted)?;
+        // Only a good one is used again: another is blocked still, or leads to a server that others have left.
         lock(&self.idle).push(connector);
-        match answers.map_err(|failure| Unconfirmed::Failed(failure.into()))?.as_slice() {
-            [Value::Int(1), Value::Int(acknowledged)] => enough(*acknowledged, wanted),
-            [Value::Int(1), Value::Array(acknowledged)] => match acknowledged.as_slice() {
-                [Value::Int(0), _] => Err(Unconfirmed::TooFew(TooFewReplicas { acknowledged: 0 })),
-                [Value::Int(_), Value::Int(replicas)] => enough(*replicas, wanted),
-                _ => Err(Unconfirmed::Failed(unexpected())),
-            },
-            [Value::Int(0), _] => Err(Unconfirmed::Failed(StoreError::unknown(Gone))),
-            _ => Err(Unconfirmed::Failed(unexpected())),
-        }
+        Ok(())
     }
 }
 
-fn enough(acknowledged: i64, wanted: u32) -> Result<(), Unconfirmed> {
-    match acknowledged >= i64::from(wanted) {
+fn judge(answers: &[Value], wanted: u32) -> Result<(), Unconfirmed> {
+    let enough = |acknowledged| match acknowledged >= i64::from(wanted) {
         true => Ok(()),
         false => Err(Unconfirmed::TooFew(TooFewReplicas { acknowledged })),
+    };
+    match answers {
+        [Value::Int(1), Value::Int(acknowledged)] => enough(*acknowledged),
+        [Value::Int(1), Value::Array(acknowledged)] => match acknowledged.as_slice() {
+            // The master itself has not.
+            [Value::Int(0), _] => Err(Unconfirmed::TooFew(TooFewReplicas { acknowledged: 0 })),
+            [Value::Int(_), Value::Int(replicas)] => enough(*replicas),
+            _ => Err(Unconfirmed::Failed(unexpected())),
+        },
+        [Value::Int(0), _] => Err(Unconfirmed::Failed(StoreError::unknown(Gone))),
+        _ => Err(Unconfirmed::Failed(unexpected())),
     }
 }
 

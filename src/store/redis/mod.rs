@@ -306,8 +306,14 @@ impl RedisStore {
         }
     }
 
-    async fn step(&self, script: &Script, key: &Key, args: &[&[u8]]) -> Result<Hold, StoreError> {
-        held(&self.call(script, &self.name(key), args).await?)
+    /// Waits until what a claim has written is as safe as was asked for. Where it is not, the server may be a master whose
+    /// place another has taken.
+    async fn confirm(&self, name: &str, claim: &Claim) -> Result<(), Unconfirmed> {
+        let confirmed = self.confirmer.confirm(name, &claim.id).await;
+        if confirmed.is_err() {
+            self.connector.leave();
+        }
+        confirmed
     }
 
     /// A step that is taken also when the server is out of memory, where it knows of that.
@@ -323,7 +329,7 @@ impl Store for RedisStore {
         let name = self.name(key);
         let claimed = self.take(&name, claim).await?;
         if let Claimed::Acquired { .. } = claimed
-            && let Err(unconfirmed) = self.confirmer.confirm(&name, &claim.id).await
+            && let Err(unconfirmed) = self.confirm(&name, claim).await
         {
             let Unconfirmed::TooFew(too_few) = unconfirmed else { return Err(unconfirmed.into()) };
             // Whatever comes of that, the claim has taken effect.
@@ -337,7 +343,10 @@ impl Store for RedisStore {
     async fn renew(&self, key: &Key, claim: &Claim) -> Result<Hold, StoreError> {
         let running = layout::encode(claim, Phase::Running, claim.attempt, &[]);
         let life = (millis(claim.lease) + millis(claim.retention)).to_string();
-        self.step(&script::RENEW, key, &[&running, life.as_bytes()]).await
+        // Whole, since a server that is frozen takes it when it thaws, and its caller has gone by then: nobody would answer a
+        // `NOSCRIPT`, and the lease would be over.
+        let renewed = script::RENEW.call_whole(&self.connector, &self.name(key), &[&running, life.as_bytes()]).await;
+        held(&renewed?)
     }
 
     async fn complete(&self, key: &Key, claim: &Claim, record: Bytes) -> Result<Hold, StoreError> {
@@ -350,7 +359,7 @@ impl Store for RedisStore {
             None => self.last_step(&script::COMPLETE, key, &[&done, life.as_bytes(), self.publish()]).await?,
         };
         if hold == Hold::Held {
-            self.confirmer.confirm(&self.name(key), &claim.id).await?;
+            self.confirm(&self.name(key), claim).await?;
         }
         Ok(hold)
     }

@@ -52,11 +52,15 @@ impl Script {
     pub(super) async fn call(&self, connector: &Connector, key: &str, args: &[&[u8]]) -> Result<Value, Failure> {
         match connector.query(key, &command("EVALSHA", &self.hash, &[key], args)).await {
             Err(failure) if is_unknown(&failure) => {
-                let answer = connector.query(key, &command("EVAL", self.code, &[key], args)).await;
-                answer.map_err(|next| failure.and_then(next))
+                self.call_whole(connector, key, args).await.map_err(|next| failure.and_then(next))
             }
             answer => answer,
         }
+    }
+
+    /// Calls it by its code.
+    pub(super) async fn call_whole(&self, connector: &Connector, key: &str, args: &[&[u8]]) -> Result<Value, Failure> {
+        connector.query(key, &command("EVAL", self.code, &[key], args)).await
     }
 
     /// Calls it on a key and on a value that is staged beside it, in one round trip.
