@@ -137,8 +137,8 @@ impl Ledger {
     }
 
     /// After how many claims in a row without an answer the circuit opens: from then on requests are refused at once, as
-    /// when the store does not answer, but for one now and then that tries it, at most every 250 ms. 0 switches this off.
-    /// Default: 3.
+    /// when the store does not answer, but for one now and then that tries it, after pauses of 250 ms at most. Claims of one key
+    /// alone do not open it. 0 switches this off. Default: 3.
     ///
     /// Of a store of several parts, such as a cluster, each [part](crate::store::Store::failure_domain) has a circuit of its own.
     #[must_use]

@@ -92,7 +92,7 @@ impl Lease {
     }
 
     async fn ask_for(ledger: &Ledger, key: Key, claim: &Claim) -> Result<Asked, StoreError> {
-        let trial = ledger.breaker().admit(ledger.store().failure_domain(&key))?;
+        let trial = ledger.breaker().admit(ledger.store().failure_domain(&key), key)?;
         let asked = Self::send(ledger, key, claim).await;
         trial.ended(&asked);
         asked

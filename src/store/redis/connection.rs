@@ -15,7 +15,7 @@ use futures_util::future::{BoxFuture, Shared};
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 use tokio::time::{Instant, sleep};
 
-use super::failure::{Failure, is_about_topology, is_from_replica, is_reply};
+use super::failure::{Failure, comes_before_any_effect, is_about_topology, is_from_replica, is_reply};
 use super::inspect::Inspector;
 use super::link::Link;
 use super::topology::Topology;
@@ -75,7 +75,7 @@ struct Health {
 struct Domain {
     last_answer: Option<Instant>,
     silent: u32,
-    silent_since: Option<Instant>,
+    silent_for: Duration,
 }
 
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -139,7 +139,7 @@ impl Connector {
             result => return result.map_err(|error| self.failure(error)),
         };
         if is_from_replica(&first) {
-            lock(&self.state).back_off(&first);
+            lock(&self.state).leave(&connection, &first);
         }
         let second = match self.connection().await {
             Ok(connection) => {
@@ -151,9 +151,9 @@ impl Connector {
     }
 
     fn failure(&self, error: RedisError) -> Failure {
-        // The cluster client may have sent it to another node before.
-        let may_be_second = self.topology.is_cluster() && is_about_topology(&error);
-        if is_reply(&error) && !may_be_second { Failure::Refused(error) } else { Failure::Unknown(error) }
+        // The cluster client may have sent it before, to a node that was lost after it had done it.
+        let is_first = !self.topology.is_cluster() || comes_before_any_effect(&error);
+        if is_reply(&error) && is_first { Failure::Refused(error) } else { Failure::Unknown(error) }
     }
 
     /// The connection, new where there is none that works.
@@ -237,6 +237,13 @@ impl State {
         }
     }
 
+    /// Of all calls that fail on a connection, the first counts.
+    fn leave(&mut self, connection: &Connection, error: &RedisError) {
+        if self.current.as_ref().is_some_and(|current| Arc::ptr_eq(&current.health, &connection.health)) {
+            self.back_off(error);
+        }
+    }
+
     fn is_backing_off(&self) -> bool {
         let connected_at = self.connected_at.map(|at| at + self.backoff);
         let failed_until = self.failed.as_ref().map(|(_, until)| *until);
@@ -266,10 +273,7 @@ impl Connection {
 
     fn verdict(&self) -> Verdict {
         let health = lock(&self.health);
-        let is_silent = |domain: &Domain| {
-            let since = domain.silent_since.is_some_and(|since| since.elapsed() >= MAX_SILENCE);
-            since && domain.silent >= MAX_SILENT
-        };
+        let is_silent = |domain: &Domain| domain.silent >= MAX_SILENT && domain.silent_for >= MAX_SILENCE;
         match health.broken {
             true => Verdict::Broken,
             false if health.domains.iter().any(is_silent) => Verdict::Suspect,
@@ -334,7 +338,7 @@ impl Drop for Call<'_> {
             let domain = health.domain(self.domain);
             if domain.last_answer.is_none_or(|answer| answer < self.sent) {
                 domain.silent += 1;
-                domain.silent_since.get_or_insert(self.sent);
+                domain.silent_for += self.sent.elapsed();
             }
         }
     }

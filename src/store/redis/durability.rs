@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::answer::unexpected;
 use super::connection::Connector;
-use super::layout::millis;
+use super::layout::{Phase, millis};
 use super::topology::Topology;
 use crate::lock::lock;
 use crate::store::{ClaimId, StoreError};
@@ -30,7 +30,8 @@ const CONFIRM: &str = include_str!("confirm.lua");
 ///
 /// Each waiting takes up to `timeout`, which has to be below [`Ledger::store_timeout`](crate::Ledger::store_timeout). A claim
 /// that too few replicas have is given back, and the request refused with 503; an outcome that too few have is pursued like
-/// one that could not be stored. Eight are waited for at once, on as many connections.
+/// one that could not be stored. Until then a duplicate may be told of it already. Eight are waited for
+/// [at once](super::RedisStore::max_confirming), on as many connections.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Durability {
@@ -59,6 +60,7 @@ pub enum Durability {
 pub(super) struct Confirmer {
     durability: Durability,
     topology: Arc<Topology>,
+    at_once: usize,
     free: Semaphore,
     idle: Mutex<Vec<Connector>>,
 }
@@ -82,12 +84,24 @@ pub(super) struct TooFewReplicas {
 struct Gone;
 
 impl Confirmer {
-    pub(super) fn new(durability: Durability, topology: Arc<Topology>) -> Self {
-        Self { durability, topology, free: Semaphore::new(CONNECTIONS), idle: Mutex::default() }
+    /// Waits for nobody.
+    pub(super) fn new(topology: Arc<Topology>) -> Self {
+        Self::with(Durability::Master, CONNECTIONS, topology)
+    }
+
+    /// The same with another setting.
+    pub(super) fn again(&self, durability: Option<Durability>, at_once: Option<usize>) -> Self {
+        let (durability, at_once) = (durability.unwrap_or(self.durability), at_once.unwrap_or(self.at_once));
+        Self::with(durability, at_once, Arc::clone(&self.topology))
+    }
+
+    fn with(durability: Durability, at_once: usize, topology: Arc<Topology>) -> Self {
+        let at_once = at_once.clamp(1, Semaphore::MAX_PERMITS);
+        Self { durability, topology, at_once, free: Semaphore::new(at_once), idle: Mutex::default() }
     }
 
     /// Returns when what a claim has written is as safe as was asked for.
-    pub(super) async fn confirm(&self, name: &str, id: &ClaimId) -> Result<(), Unconfirmed> {
+    pub(super) async fn confirm(&self, name: &str, phase: Phase, id: &ClaimId) -> Result<(), Unconfirmed> {
         let mut wait = redis::cmd("WAIT");
         let wanted = match self.durability {
             Durability::Master => return Ok(()),
@@ -102,7 +116,14 @@ impl Confirmer {
             }
         };
         let mut commands = Pipeline::new();
-        commands.cmd("EVAL").arg(CONFIRM).arg(1).arg(name).arg(id.as_bytes()).add_command(wait);
+        commands
+            .cmd("EVAL")
+            .arg(CONFIRM)
+            .arg(1)
+            .arg(name)
+            .arg(id.as_bytes())
+            .arg(&[phase.byte()][..])
+            .add_command(wait);
         let _permit = self.free.acquire().await.map_err(|closed| Unconfirmed::Failed(StoreError::refused(closed)))?;
         let idle = lock(&self.idle).pop();
         let connector = idle.unwrap_or_else(|| Connector::new(Arc::clone(&self.topology)));

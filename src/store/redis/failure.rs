@@ -20,6 +20,14 @@ pub(super) fn is_reply(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
 }
 
+/// Whether it says so before a step could have done anything: of the others a second sending may be told what the first one
+/// brought about.
+pub(super) fn comes_before_any_effect(error: &RedisError) -> bool {
+    use ServerErrorKind::{NoPerm, NoScript, ResponseError};
+    matches!(error.kind(), ErrorKind::Server(NoPerm | NoScript | ResponseError))
+        || matches!(error.code(), Some("CORRUPT" | "OOM" | "WRONGTYPE"))
+}
+
 /// Whether it says where a key is, or that nobody has it now.
 pub(super) fn is_about_topology(error: &RedisError) -> bool {
     use ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain};

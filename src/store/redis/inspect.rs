@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use redis::{Cmd, ErrorKind, RedisError, Value};
+use redis::{ErrorKind, RedisError, RedisResult, Value};
 use tokio::time::timeout;
 
+use super::failure::comes_before_any_effect;
 use super::link::Link;
 use crate::lock::lock;
 use crate::telemetry;
 
-/// How long the look may take. What has not been seen by then is unknown.
+/// How long the look may take.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The oldest version that this crate is tried on.
@@ -61,9 +62,10 @@ impl Inspector {
     ///
     /// # Errors
     ///
-    /// What has been found, where it loses what is kept, for whoever is strict about that.
+    /// What has been found, where it loses what is kept, for whoever is strict about that; or that the server did not answer.
     pub(super) async fn look(&self, link: &dyn Link) -> Result<(), RedisError> {
-        let servers = timeout(TIMEOUT, servers(link)).await.unwrap_or_else(|_| vec![Server::default()]);
+        let too_long = |_| Err(RedisError::from((ErrorKind::Io, "the server could not be looked at in time")));
+        let servers = timeout(TIMEOUT, servers(link)).await.unwrap_or_else(too_long)?;
         let findings: BTreeSet<Finding> = servers.iter().flat_map(Server::findings).collect();
         let fresh: Vec<_> = {
             let mut said = lock(&self.said);
@@ -84,16 +86,24 @@ impl Inspector {
 // === impl Server ===
 
 /// One, or all nodes of a cluster.
-async fn servers(link: &dyn Link) -> Vec<Server> {
-    let mut servers = match link.send(&redis::cmd("INFO")).await {
-        Ok(Value::Map(nodes)) => nodes.into_iter().map(|(_, info)| Server::of(&text(info))).collect(),
-        Ok(info) => vec![Server::of(&text(info))],
-        Err(_) => vec![Server::default()],
+async fn servers(link: &dyn Link) -> Result<Vec<Server>, RedisError> {
+    let mut server = match allowed(link.send(&redis::cmd("INFO")).await)? {
+        // `CONFIG` would be answered by any of them.
+        Some(Value::Map(nodes)) => return Ok(nodes.into_iter().map(|(_, info)| Server::of(&text(info))).collect()),
+        Some(info) => Server::of(&text(info)),
+        None => Server::default(),
     };
-    for server in &mut servers {
-        server.ask(link).await;
+    server.ask(link).await?;
+    Ok(vec![server])
+}
+
+/// Nothing where the user may not ask.
+fn allowed(answer: RedisResult<Value>) -> Result<Option<Value>, RedisError> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if comes_before_any_effect(&error) => Ok(None),
+        Err(error) => Err(error),
     }
-    servers
 }
 
 impl Server {
@@ -113,17 +123,18 @@ impl Server {
     }
 
     /// Asks for what `INFO` did not tell. One right may be there without the other.
-    async fn ask(&mut self, link: &dyn Link) {
+    async fn ask(&mut self, link: &dyn Link) -> Result<(), RedisError> {
         if self.maxmemory.is_none() {
-            self.maxmemory = setting(link, "maxmemory").await;
+            self.maxmemory = setting(link, "maxmemory").await?;
         }
         if self.policy.is_none() {
-            self.policy = setting(link, "maxmemory-policy").await;
+            self.policy = setting(link, "maxmemory-policy").await?;
         }
         if self.appends.is_none() {
-            self.appends = setting(link, "appendonly").await;
+            self.appends = setting(link, "appendonly").await?;
         }
-        self.snapshots = setting(link, "save").await;
+        self.snapshots = setting(link, "save").await?;
+        Ok(())
     }
 
     fn findings(&self) -> Vec<Finding> {
@@ -151,14 +162,14 @@ impl Server {
     }
 }
 
-async fn setting(link: &dyn Link, name: &str) -> Option<String> {
-    let mut get: Cmd = redis::cmd("CONFIG");
+async fn setting(link: &dyn Link, name: &str) -> Result<Option<String>, RedisError> {
+    let mut get = redis::cmd("CONFIG");
     get.arg("GET").arg(name);
-    match link.send(&get).await.ok()? {
-        Value::Array(pair) => pair.into_iter().nth(1).map(text),
-        Value::Map(pairs) => pairs.into_iter().next().map(|(_, value)| text(value)),
+    Ok(match allowed(link.send(&get).await)? {
+        Some(Value::Array(pair)) => pair.into_iter().nth(1).map(text),
+        Some(Value::Map(pairs)) => pairs.into_iter().next().map(|(_, value)| text(value)),
         _ => None,
-    }
+    })
 }
 
 fn text(value: Value) -> String {

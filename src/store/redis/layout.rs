@@ -35,6 +35,16 @@ pub(super) enum Phase {
     Running,
 }
 
+impl Phase {
+    pub(super) const fn byte(self) -> u8 {
+        match self {
+            Self::Done => b'D',
+            Self::Free => b'F',
+            Self::Running => b'R',
+        }
+    }
+}
+
 /// What stands under a key.
 #[derive(Debug)]
 pub(super) struct Value {
@@ -52,11 +62,7 @@ pub(super) struct Corrupt;
 pub(super) fn encode(claim: &Claim, phase: Phase, attempt: u32, record: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(HEADER_LEN + record.len());
     out.put_slice(MAGIC);
-    out.put_u8(match phase {
-        Phase::Done => b'D',
-        Phase::Free => b'F',
-        Phase::Running => b'R',
-    });
+    out.put_u8(phase.byte());
     out.put_u8(u8::from(claim.fingerprint.is_some()));
     out.put_slice(claim.id.as_bytes());
     out.put_u32(attempt);

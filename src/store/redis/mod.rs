@@ -43,8 +43,8 @@
 //!
 //! A call that is not answered within [`store_timeout`](crate::Ledger::store_timeout) is a 503, and so is a server that is
 //! down. After [three](crate::Ledger::break_after) in a row requests are refused at once, but for one now and then that tries
-//! it; traffic is back within half a second of the server. A connection is made anew when it is cut, when two calls in a row
-//! got no answer on it, and when it leads to a replica. In a cluster all this holds for each range of 256 slots by itself: the
+//! it; traffic is back within a second of the server. A connection is made anew when it is cut, when two calls in a row got no
+//! answer on it, and when it leads to a replica. In a cluster calls are counted for each range of 256 slots by itself, and the
 //! other nodes go on serving theirs.
 //!
 //! # Rights
@@ -79,7 +79,7 @@ use self::answer::{bytes, held, judge, number, text, unexpected};
 use self::connection::Connector;
 pub use self::durability::Durability;
 use self::durability::{Confirmer, Unconfirmed};
-use self::failure::{Failure, is_from_before_7};
+use self::failure::{Failure, is_from_before_7, is_reply};
 use self::inspect::Inspector;
 use self::layout::{Phase, millis};
 use self::push::Push;
@@ -96,8 +96,9 @@ const MAX_ARGUMENT: usize = 16 << 10;
 /// How long a staged record stays that nobody comes for: its next sending stages it again.
 const STAGED_FOR: Duration = Duration::from_secs(60);
 
-/// Claims and records in Redis (6.2 and later) or Valkey. Cheap to clone; clones share their connections: one, and another
-/// while somebody waits for other processes.
+/// Claims and records in Redis (6.2 and later) or Valkey. Cheap to clone; clones share their connections: one, another
+/// while somebody waits for other processes, and up to eight more with a [`Durability`]. In a cluster each of them is one to
+/// every node.
 #[derive(Clone, Debug)]
 pub struct RedisStore {
     topology: Arc<Topology>,
@@ -150,8 +151,9 @@ impl RedisStore {
     }
 
     /// A store on the connections that a function of yours makes: to set certificates, or to fetch credentials. It is called
-    /// for the first connection, and whenever one is lost or does not answer any more. Each call may take 3 s. Duplicates that
-    /// wait for another process look again every 50 to 250 ms, for it makes no connection that listens.
+    /// for the first connection, and whenever one is lost or does not answer any more, and has to make a new one to one server
+    /// each time: clones of one connection could not be replaced, and [`cluster`](Self::cluster) is for clusters. Each call may
+    /// take 3 s. Duplicates that wait for another process look again every 50 to 250 ms, for it makes no connection that listens.
     ///
     /// ```
     /// use tower_idempotency::RedisStore;
@@ -176,7 +178,7 @@ impl RedisStore {
         Self {
             connector: Arc::new(Connector::new(Arc::clone(&topology)).inspected(Inspector::default())),
             push: Arc::new(Push::new(Arc::clone(&topology))),
-            confirmer: Arc::new(Confirmer::new(Durability::Master, Arc::clone(&topology))),
+            confirmer: Arc::new(Confirmer::new(Arc::clone(&topology))),
             topology,
             prefix: PREFIX.into(),
             before_7: Arc::default(),
@@ -193,12 +195,19 @@ impl RedisStore {
     /// What a claim and an outcome have to be safe from before they count. Default: [`Durability::Master`].
     #[must_use]
     pub fn durability(mut self, durability: Durability) -> Self {
-        self.confirmer = Arc::new(Confirmer::new(durability, Arc::clone(&self.topology)));
+        self.confirmer = Arc::new(self.confirmer.again(Some(durability), None));
         self
     }
 
-    /// Refuses requests, as when the server is down, as long as it can evict keys or persists nothing. Without this a warning
-    /// says so. What the user may not see is refused by neither: `+info` or `+config|get` shows it.
+    /// How many claims and outcomes wait for replicas at once, each on a connection of its own. Default: 8.
+    #[must_use]
+    pub fn max_confirming(mut self, at_once: usize) -> Self {
+        self.confirmer = Arc::new(self.confirmer.again(None, Some(at_once)));
+        self
+    }
+
+    /// Refuses requests, as when the server is down, where it can evict keys or persists nothing at the time of connecting.
+    /// Without this a warning says so. What the user may not see is not refused: `+info` or `+config|get` shows it.
     #[must_use]
     pub fn strict(mut self) -> Self {
         self.connector = Arc::new(Connector::new(Arc::clone(&self.topology)).inspected(Inspector::strict()));
@@ -301,15 +310,18 @@ impl RedisStore {
         let call = |script| Script::call_staged(script, &self.connector, keys, &set, &args);
         let script = &script::COMPLETE_STAGED;
         match self.by_version(call(&script.flagged), call(&script.plain)).await {
-            Ok(Value::Int(-1)) | Err(Failure::Refused(_)) => Ok(None),
+            Ok(Value::Int(-1)) => Ok(None),
+            // Also where a slot is on its way to another node, which takes one command at a time: whatever came of staging, the
+            // whole script may be sent after it.
+            Err(failure) if is_reply(failure.error()) => Ok(None),
             answer => held(&answer?).map(Some),
         }
     }
 
     /// Waits until what a claim has written is as safe as was asked for. Where it is not, the server may be a master whose
     /// place another has taken.
-    async fn confirm(&self, name: &str, claim: &Claim) -> Result<(), Unconfirmed> {
-        let confirmed = self.confirmer.confirm(name, &claim.id).await;
+    async fn confirm(&self, name: &str, claim: &Claim, phase: Phase) -> Result<(), Unconfirmed> {
+        let confirmed = self.confirmer.confirm(name, phase, &claim.id).await;
         if confirmed.is_err() {
             self.connector.leave();
         }
@@ -329,7 +341,7 @@ impl Store for RedisStore {
         let name = self.name(key);
         let claimed = self.take(&name, claim).await?;
         if let Claimed::Acquired { .. } = claimed
-            && let Err(unconfirmed) = self.confirm(&name, claim).await
+            && let Err(unconfirmed) = self.confirm(&name, claim, Phase::Running).await
         {
             let Unconfirmed::TooFew(too_few) = unconfirmed else { return Err(unconfirmed.into()) };
             // Whatever comes of that, the claim has taken effect.
@@ -359,7 +371,7 @@ impl Store for RedisStore {
             None => self.last_step(&script::COMPLETE, key, &[&done, life.as_bytes(), self.publish()]).await?,
         };
         if hold == Hold::Held {
-            self.confirm(&self.name(key), claim).await?;
+            self.confirm(&self.name(key), claim, Phase::Done).await?;
         }
         Ok(hold)
     }
