@@ -18,19 +18,23 @@ pub(super) struct Script {
 #[derive(Debug)]
 pub(super) struct AllowOom {
     pub(super) flagged: LazyLock<Script>,
-    /// For servers before 7.0, which know no flags.
+    /// For servers before 7.0, which know no flags: there a script may write on when it has written, so where its first write
+    /// takes memory there is one before it that changes nothing.
     pub(super) plain: LazyLock<Script>,
 }
 
 macro_rules! script {
-    ($shebang:literal, $file:literal) => {
-        LazyLock::new(|| Script::new(concat!($shebang, include_str!("head.lua"), include_str!($file))))
+    ($first:literal, $file:literal) => {
+        LazyLock::new(|| Script::new(concat!($first, include_str!("head.lua"), include_str!($file))))
     };
 }
 
 macro_rules! allow_oom {
+    ($plain:literal, $file:literal) => {
+        AllowOom { flagged: script!("#!lua flags=allow-oom\n", $file), plain: script!($plain, $file) }
+    };
     ($file:literal) => {
-        AllowOom { flagged: script!("#!lua flags=allow-oom\n", $file), plain: script!("", $file) }
+        allow_oom!("redis.pcall('RENAME', KEYS[1], KEYS[1])\n", $file)
     };
 }
 
@@ -38,7 +42,7 @@ pub(super) static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include
 pub(super) static TAKEOVER: LazyLock<Script> = script!("", "takeover.lua");
 pub(super) static RENEW: LazyLock<Script> = script!("", "renew.lua");
 pub(super) static FORGET: LazyLock<Script> = script!("", "forget.lua");
-pub(super) static COMPLETE_STAGED: AllowOom = allow_oom!("complete_staged.lua");
+pub(super) static COMPLETE_STAGED: AllowOom = allow_oom!("", "complete_staged.lua");
 pub(super) static COMPLETE: AllowOom = allow_oom!("complete.lua");
 pub(super) static RELEASE: AllowOom = allow_oom!("release.lua");
 
