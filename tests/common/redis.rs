@@ -18,6 +18,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// A server in a directory of its own, without persistence unless it is set; killed when dropped.
 pub struct RedisServer {
     child: Child,
+    /// The option that names the port.
+    listen: &'static str,
     port: u16,
     args: Vec<String>,
     dir: Scratch,
@@ -30,19 +32,25 @@ impl RedisServer {
 
     /// Starts with more settings, as on the command line.
     pub fn start_with(args: &[&str]) -> Self {
-        Self::start_at(free_port, args)
+        Self::start_at("--port", free_port, args)
     }
 
     /// Starts a node of a cluster, which takes a second port 10000 above its own.
     pub fn start_node(args: &[&str]) -> Self {
-        Self::start_at(free_ports, args)
+        Self::start_at("--port", free_ports, args)
     }
 
-    fn start_at(port: fn() -> u16, args: &[&str]) -> Self {
+    /// Starts with TLS, and nothing else, on its port. It may be a node of a cluster.
+    pub fn start_with_tls(args: &[&str]) -> Self {
+        Self::start_at("--tls-port", free_ports, args)
+    }
+
+    fn start_at(listen: &'static str, port: fn() -> u16, args: &[&str]) -> Self {
         let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
         for _ in 0..5 {
             let (port, dir) = (port(), Scratch::new());
-            let mut server = Self { child: spawn(port, dir.path(), &args), port, args: args.clone(), dir };
+            let child = spawn(listen, port, dir.path(), &args);
+            let mut server = Self { child, listen, port, args: args.clone(), dir };
             if server.is_up() {
                 return server;
             }
@@ -98,7 +106,7 @@ impl RedisServer {
 
     /// Starts the server again on its port, with what it has on disk: nothing, unless its settings say so.
     pub fn restart(&mut self) {
-        self.child = spawn(self.port, self.dir.path(), &self.args);
+        self.child = spawn(self.listen, self.port, self.dir.path(), &self.args);
         assert!(self.is_up(), "redis-server does not start again");
     }
 }
@@ -127,9 +135,9 @@ fn free_ports() -> u16 {
     (0..1000).map(|_| free_port()).find(both).expect("two free ports")
 }
 
-fn spawn(port: u16, dir: &Path, args: &[String]) -> Child {
+fn spawn(listen: &str, port: u16, dir: &Path, args: &[String]) -> Child {
     let mut command = super::mortal(&program());
-    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    command.args(["--port", "0", listen, &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
     // What a replica receives it writes to a file.
     command.arg("--dir").arg(dir).args(args);
     let spawned = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();

@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
+use tokio::task::JoinError;
 use tokio::time::{Instant, sleep};
 
 use super::failure::{Failure, comes_before_any_effect, is_about_topology, is_from_replica, is_reply};
@@ -189,9 +190,9 @@ impl Connector {
         });
         let state = Arc::clone(&self.state);
         let connected = async move {
-            // Where its runtime ends, the task does not get to say so, and the next caller may have another runtime.
-            let broken_off = |_| {
-                let error = Err(RedisError::from((ErrorKind::Client, "connecting was broken off")));
+            // Where it panics or its runtime ends, the task does not get to say so, and the next caller may have another runtime.
+            let broken_off = |died: JoinError| {
+                let error = Err(RedisError::from((ErrorKind::Client, "connecting was broken off", died.to_string())));
                 lock(&state).connected(&error);
                 error
             };

@@ -47,6 +47,33 @@
 //! answer on it, and when it leads to a replica. In a cluster calls are counted for each range of 256 slots by itself, and the
 //! other nodes go on serving theirs.
 //!
+//! # TLS
+//!
+//! A `rediss://` URL needs the feature `redis-tls`. It is rustls, and trusts the certificates that the system trusts, or those
+//! in the file that the environment variable `SSL_CERT_FILE` names. Certificates of the program's own, for the server or for
+//! itself, come with [`from_factory`](RedisStore::from_factory). The server's has to name the host as it is connected to:
+//! for nodes of a cluster and masters behind sentinels that is the address they announce, a number unless
+//! `cluster-preferred-endpoint-type hostname`, or `sentinel resolve-hostnames yes` and `sentinel announce-hostnames yes`, say
+//! otherwise.
+//!
+//! The program brings the cryptography, such as
+//!
+//! ```toml
+//! rustls = { version = "0.23", default-features = false, features = ["ring", "std", "tls12"] }
+//! ```
+//!
+//! With one provider among all the dependencies this is enough. Where there may be several, one is chosen before the first
+//! request:
+//!
+//! ```
+//! rustls::crypto::ring::default_provider().install_default().expect("nobody has chosen before");
+//! ```
+//!
+//! Without, the server counts as down: requests are refused with 503, and the `cause` in the log names the `CryptoProvider`.
+//!
+//! Another TLS of the crate `redis`, `tokio-native-tls-comp`, can take the place of this feature. With both of them in one
+//! program rustls trusts nothing but what a factory brings.
+//!
 //! # Rights
 //!
 //! Least rights for an ACL user, with the default prefix: `~idempotency:* &idempotency:* +set +get +pttl +getrange +exists
@@ -118,34 +145,36 @@ impl RedisStore {
     /// A store at a URL such as `redis://user:password@host:6379/0` or `redis+unix:///run/redis.sock`.
     ///
     /// Nothing is connected before the first call: a server that is down at start refuses requests, not the start. A
-    /// `rediss://` URL needs a TLS feature of the `redis` crate, such as `tokio-rustls-comp`, in your own `Cargo.toml`.
+    /// `rediss://` URL needs the feature `redis-tls`, and [a line in the program](self#tls).
     ///
     /// # Errors
     ///
-    /// If `url` is not the URL of a Redis server.
+    /// If `url` is not the URL of a Redis server, or asks for TLS without that feature.
     pub fn new(url: &str) -> Result<Self, InvalidUrl> {
         Topology::node(url).map(Self::at).map_err(InvalidUrl)
     }
 
     /// A store in a Redis Cluster, of which the URLs name some nodes; the others are found by them. User, password and TLS
-    /// are the same for all.
+    /// are the same for all, and with TLS each has a certificate for the [address it announces](self#tls).
     ///
     /// # Errors
     ///
-    /// If one of them is not the URL of a Redis server, if they differ in user or password, or if there is none.
+    /// If one of them is not the URL of a Redis server or names a Unix socket, if they differ in user, password or TLS, or if
+    /// there is none.
     pub fn cluster(urls: &[&str]) -> Result<Self, InvalidUrl> {
         Topology::cluster(urls).map(Self::at).map_err(InvalidUrl)
     }
 
-    /// A store on the master that sentinels know of. `sentinels` are their URLs, with the user, password and TLS of the
-    /// first for all of them. The host of `master` is the name that they know it by, and the rest of it is how to connect to
-    /// it: `rediss://user:password@orders/0`.
+    /// A store on the master that sentinels know of. `sentinels` are their URLs, with the user and password of the first for
+    /// all of them. The host of `master` is the name that they know it by, and the rest of it is how to connect to it:
+    /// `rediss://user:password@orders/0`. With TLS its certificate is for the [address that they announce](self#tls), not for
+    /// that name.
     ///
     /// The user needs `+role`, beside the [rights](self) to the keys.
     ///
     /// # Errors
     ///
-    /// If one of them is not a URL of that kind, or if there is no sentinel.
+    /// If one of them is not a URL of that kind, if some sentinels are reached by TLS and others are not, or if there is none.
     pub fn sentinel(sentinels: &[&str], master: &str) -> Result<Self, InvalidUrl> {
         Topology::sentinel(sentinels, master).map(Self::at).map_err(InvalidUrl)
     }
@@ -153,7 +182,8 @@ impl RedisStore {
     /// A store on the connections that a function of yours makes: to set certificates, or to fetch credentials. It is called
     /// for the first connection, and whenever one is lost or does not answer any more, and has to make a new one to one server
     /// each time: clones of one connection could not be replaced, and [`cluster`](Self::cluster) is for clusters. Each call may
-    /// take 3 s. Duplicates that wait for another process look again every 50 to 250 ms, for it makes no connection that listens.
+    /// take 3 s. Duplicates that wait for another process look again every 50 to 250 ms, for it makes no connection that listens. A
+    /// factory that panics has failed to connect.
     ///
     /// ```
     /// use tower_idempotency::RedisStore;
