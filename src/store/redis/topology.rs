@@ -70,13 +70,16 @@ impl Topology {
 
     pub(super) fn cluster(urls: &[&str]) -> RedisResult<Self> {
         let nodes: Vec<_> = urls.iter().map(|url| without_delay(url)).collect::<RedisResult<_>>()?;
-        // Says what is wrong with them.
+        // Says what is wrong with them, but where the first has no user or password and others have.
         ClusterClientBuilder::new(nodes.clone()).build()?;
+        alike(&nodes, |node| (node.redis_settings().username(), node.redis_settings().password()))?;
         Ok(Self::Cluster(nodes))
     }
 
     pub(super) fn sentinel(urls: &[&str], master: &str) -> RedisResult<Self> {
-        let sentinels = urls.iter().map(|url| without_delay(url)).collect::<RedisResult<_>>()?;
+        let sentinels: Vec<_> = urls.iter().map(|url| without_delay(url)).collect::<RedisResult<_>>()?;
+        // All are told the password of the first, and none is to be told it less safely.
+        alike(&sentinels, tls_mode)?;
         let master = without_delay(master)?;
         let (ConnectionAddr::Tcp(name, _) | ConnectionAddr::TcpTls { host: name, .. }) = master.addr() else {
             return Err(RedisError::from((ErrorKind::InvalidClientConfig, "a master is named by the host of its URL")));
@@ -197,6 +200,15 @@ fn without_delay(url: &str) -> RedisResult<ConnectionInfo> {
     Ok(url.into_connection_info()?.set_tcp_settings(nodelay()))
 }
 
+/// Fails where one of them differs from the first.
+fn alike<'a, T: PartialEq>(nodes: &'a [ConnectionInfo], of: impl Fn(&'a ConnectionInfo) -> T) -> RedisResult<()> {
+    let first = nodes.first().map(&of);
+    match nodes.iter().all(|node| Some(of(node)) == first) {
+        true => Ok(()),
+        false => Err((ErrorKind::InvalidClientConfig, "all need the same user, password and TLS").into()),
+    }
+}
+
 fn nodelay() -> TcpSettings {
     TcpSettings::default().set_nodelay(true)
 }
@@ -230,9 +242,6 @@ impl Sentinels {
         }
         // They are one deployment: what holds for the first holds for all.
         let Some(sentinel) = self.sentinels.first() else { return builder.build() };
-        if let Some(mode) = tls_mode(sentinel) {
-            builder = builder.set_client_to_sentinel_tls_mode(mode);
-        }
         if let Some(username) = sentinel.redis_settings().username() {
             builder = builder.set_client_to_sentinel_username(username);
         }
@@ -292,6 +301,32 @@ async fn each<'a, F: Future<Output = RedisResult<()>>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_of_one_deployment_are_reached_alike() {
+        let is_cluster = |urls: &[&str]| Topology::cluster(urls).is_ok();
+        assert!(is_cluster(&["redis://u:p@a", "redis://u:p@b:7000"]));
+        for other in ["redis://b", "redis://u:q@b", "redis://v:p@b", "rediss://u:p@b", "redis+unix:///b"] {
+            assert!(!is_cluster(&["redis://u:p@a", other]), "{other}");
+            assert!(!is_cluster(&[other, "redis://u:p@a"]), "{other}");
+        }
+        assert!(!is_cluster(&[]));
+
+        let is_sentinel = |urls: &[&str]| Topology::sentinel(urls, "redis://orders/0").is_ok();
+        assert!(is_sentinel(&["redis://:p@a", "redis://b", "redis+unix:///c"]));
+        assert!(!is_sentinel(&[]) && Topology::sentinel(&["redis://a"], "redis+unix:///orders").is_err());
+    }
+
+    #[cfg(feature = "redis-tls")]
+    #[test]
+    fn a_password_that_tls_keeps_is_told_nobody_without() {
+        let is_sentinel = |urls: &[&str]| Topology::sentinel(urls, "rediss://orders/0").is_ok();
+        assert!(is_sentinel(&["rediss://:p@a", "rediss://b"]));
+        for other in ["redis://b", "rediss://b/#insecure", "redis+unix:///b"] {
+            assert!(!is_sentinel(&["rediss://:p@a", other]), "{other}");
+            assert!(!is_sentinel(&[other, "rediss://:p@a"]), "{other}");
+        }
+    }
 
     #[test]
     fn slots_are_those_of_the_specification() {
