@@ -82,7 +82,7 @@ impl Proxy {
         *self.faults.losing.lock().unwrap() = Some((nth, loss));
     }
 
-    /// What was asked for in the requests whose answers were lost: `SET`, or a script by its hash.
+    /// What was asked for in the requests whose answers were lost: `SET`, or how a script was called, and its hash.
     pub fn lost(&self) -> Vec<String> {
         self.faults.lost.lock().unwrap().clone()
     }
@@ -199,13 +199,15 @@ async fn swallow(mut from_client: OwnedReadHalf, mut to_server: OwnedWriteHalf, 
     }
 }
 
-/// The name of the command, or the hash of the script.
+/// The name of the command, and of a script its hash.
 fn name(request: &[u8]) -> String {
     let text = String::from_utf8_lossy(request);
     let mut words = text.split("\r\n").filter(|word| !word.starts_with(['*', '$']));
-    let command = words.next().unwrap_or_default();
-    let script = words.next().filter(|_| command == "EVALSHA");
-    script.unwrap_or(command).to_owned()
+    match (words.next().unwrap_or_default(), words.next().unwrap_or_default()) {
+        (command @ "EVAL", code) => format!("{command} {}", redis::Script::new(code).get_hash()),
+        (command @ "EVALSHA", hash) => format!("{command} {hash}"),
+        (command, _) => command.to_owned(),
+    }
 }
 
 fn contains(bytes: &[u8], what: &[u8]) -> bool {

@@ -97,9 +97,10 @@ async fn every_answer_lost(trial: Trial, loss: Loss) {
     });
     let lost = join_all(trials).await;
     let commands: BTreeSet<&String> = lost.iter().flatten().collect();
-    assert!(
-        commands.len() >= 6,
-        "SET, EVAL, and the scripts of a release, a takeover, a renewal and a completion: {lost:?}"
+    assert_eq!(
+        commands.len(),
+        8,
+        "SET, a renewal by its code, and a release, a takeover and a completion by hash and by code: {lost:?}"
     );
     assert!(lost[STEPS - 1].is_empty(), "there are more answers to lose");
 }
