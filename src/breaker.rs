@@ -2,15 +2,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::key::Key;
-use crate::lock::lock;
 use crate::store::StoreError;
+use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use crate::sync::{Mutex, lock};
 use crate::telemetry::{self, Shown, Shows};
 
 /// How many claims in a row get no answer before it opens.

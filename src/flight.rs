@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::mem;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -18,8 +18,8 @@ use crate::fingerprint::Fingerprint;
 use crate::gauge::{Gauge, Ticket};
 use crate::key::Key;
 use crate::ledger::Ledger;
-use crate::lock::lock;
 use crate::record::Record;
+use crate::sync::{Mutex, MutexGuard, lock};
 use crate::telemetry::Report;
 
 /// The pauses between two looks at a key that another process runs, before jitter. The first is also the least between
@@ -325,6 +325,11 @@ impl Drop for Membership {
 impl Flights {
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Members>> {
         lock(&self.0)
+    }
+
+    #[cfg(all(test, shuttle))]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
     }
 }
 

@@ -1,8 +1,8 @@
 //! How many there are of what there may only be so many of.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::telemetry::{Shown, Shows};
 
 /// Counts them, and gives out no more than there may be.

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio_util::task::task_tracker::{TaskTracker, TaskTrackerToken};
@@ -15,6 +14,8 @@ use crate::key::{Key, Keys};
 use crate::record::Record;
 use crate::store::erased::{ErasedStore, StoreFuture};
 use crate::store::{Entry, Forgotten, State, Store, StoreError};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AbortHandle, spawn};
 use crate::telemetry::Shows;
 
 const MAX_IN_FLIGHT: usize = 1024;
@@ -261,8 +262,9 @@ impl Ledger {
         self.0.given_up.take()
     }
 
-    pub(crate) fn tasks(&self) -> &TaskTracker {
-        &self.0.tasks
+    /// Starts a task that draining waits for.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        spawn(self.0.tasks.track_future(task)).abort_handle()
     }
 }
 

@@ -108,12 +108,14 @@ mod kept;
 pub mod key;
 mod layer;
 mod ledger;
-mod lock;
 mod policy;
+#[cfg(all(test, shuttle))]
+mod races;
 mod record;
 mod rejection;
 mod service;
 pub mod store;
+mod sync;
 pub mod telemetry;
 
 pub use self::attempt::Attempt;

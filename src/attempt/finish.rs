@@ -13,10 +13,10 @@ use super::{Client, Pursued, Reply, Run};
 use crate::body::ResponseBody;
 use crate::flight::{Landing, Lead};
 use crate::kept::{IDEMPOTENCY_EXPIRES, IDEMPOTENCY_STORED, IDEMPOTENT_REPLAYED};
-use crate::lock::lock;
 use crate::policy::{Contract, Policy};
 use crate::record::Record;
 use crate::rejection::Rejection;
+use crate::sync::lock;
 use crate::telemetry::{self, Executed, Outcome};
 
 impl Run {

@@ -1,15 +1,15 @@
 //! What the handler sees of its attempt.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::key::{Key, Keys};
 use crate::ledger::Ledger;
-use crate::lock::lock;
 use crate::store::{MAX_DURATION, MIN_DURATION};
+use crate::sync::{Mutex, lock};
 
 /// The attempt a handler runs in. It stands in the extensions of every request that runs under a claim, and in no other.
 ///

@@ -3,7 +3,6 @@
 //! A call without an answer may have taken effect. So a claim is asked for again under the same id, a completion is
 //! pursued, and a claim that nobody waits for any more is released behind it, in the background.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use crate::key::{Key, Keys};
 use crate::ledger::{Ledger, bounded_by};
 use crate::store::erased::StoreFuture;
 use crate::store::{Claim, Claimed, Hold, State, StoreError};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::telemetry;
 
 /// How often a claim is sent, at most.
@@ -289,7 +289,7 @@ impl Drop for Lease {
         let adrift = AtomicBool::new(false);
         // The previous lease, where there is one, is dropped with this one.
         let given_up = Self { ledger, key: self.key, claim, renew_at, adrift, previous: None };
-        self.ledger.tasks().spawn(async move {
+        self.ledger.spawn(async move {
             given_up.release(given_up.claim.lease).await;
             drop(ticket);
         });

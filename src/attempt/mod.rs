@@ -12,14 +12,13 @@ use std::any::Any;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, Request, Response, StatusCode, response};
 use http_body::Body;
 use tokio::sync::{oneshot, watch};
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 use tower::{BoxError, Service};
 use tracing::Instrument as _;
@@ -32,10 +31,10 @@ use crate::body::{Failed, RequestBody, ResponseBody};
 use crate::collect::{Collector, Filled};
 use crate::flight::Lead;
 use crate::ledger::AttemptTicket as Ticket;
-use crate::lock::lock;
 use crate::policy::{Policy, is_endless};
 use crate::record::Content;
 use crate::rejection::Rejection;
+use crate::sync::{AbortHandle, Mutex, lock};
 use crate::telemetry::{Executed, Report, RunTimer};
 
 /// An attempt, with all that it holds until it ends.
@@ -124,16 +123,16 @@ impl Run {
         let (reply, replied) = oneshot::channel();
         let client = Client { reply: Some(reply), report };
         let policy = Arc::clone(&self.policy);
-        let tasks = self.lease.ledger().tasks().clone();
+        let ledger = self.lease.ledger().clone();
         let run = Arc::new(self);
         // In a task of its own: a handler that blocks its thread must not lose its lease by that.
-        let keeper = tasks.spawn(Arc::clone(&run).keep()).abort_handle();
+        let keeper = ledger.spawn(Arc::clone(&run).keep());
         let _ = run.keeper.set(keeper.clone());
         let attempt = async move {
             let _keeper = AbortOnDrop(keeper);
             run.run(inner, request, client).await;
         };
-        tasks.spawn(attempt.in_current_span());
+        ledger.spawn(attempt.in_current_span());
         match replied.await {
             Ok(Reply::Response(response)) if policy.mark_first => Ok(marked(response)),
             Ok(Reply::Response(response)) => Ok(response),

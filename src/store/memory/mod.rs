@@ -2,10 +2,11 @@
 //!
 //! Its promises last as long as the process: a restart forgets everything, and another process knows nothing of it.
 
+#[cfg(all(test, shuttle))]
+mod races;
 mod slots;
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +16,8 @@ use tokio::time::Instant;
 use self::slots::{Judged, Phase, Slot, Slots, Used};
 use super::{Claim, Claimed, Entry, Forgotten, Hold, State, Store, StoreError};
 use crate::key::Key;
-use crate::lock::lock;
+use crate::sync::atomic::Ordering;
+use crate::sync::{Mutex, MutexGuard, lock};
 
 /// How many keys it holds by default.
 const MAX_KEYS: usize = 1_000_000;
@@ -62,7 +64,9 @@ impl MemoryStore {
         }
     }
 
-    /// How many keys it holds, running, done and free. Default: 1,000,000.
+    /// How many keys it holds, running, done and free, before it refuses new claims. Default: 1,000,000.
+    ///
+    /// An attempt whose key has gone meanwhile is recorded all the same.
     #[must_use]
     pub const fn max_keys(mut self, keys: usize) -> Self {
         self.max_keys = keys;
@@ -94,8 +98,12 @@ impl MemoryStore {
         self.used.keys.load(Ordering::Relaxed) >= self.max_keys
     }
 
+    fn too_many_bytes(&self) -> bool {
+        self.used.bytes.load(Ordering::Relaxed) >= self.max_bytes
+    }
+
     fn is_full(&self) -> bool {
-        self.too_many_keys() || self.used.bytes.load(Ordering::Relaxed) >= self.max_bytes
+        self.too_many_keys() || self.too_many_bytes()
     }
 
     /// Drops what is expired or free, in shard after shard, until there is room.
@@ -126,7 +134,7 @@ impl Store for MemoryStore {
         }
         let mut slots = self.slots(self.shard(key), now);
         let taken = match slots.get(key, now) {
-            None if self.is_full() => return Err(StoreError::refused(Full)),
+            None if self.too_many_bytes() => return Err(StoreError::refused(Full)),
             None => Slot::running(claim, 1, now),
             Some(slot) => match slot.judge(claim, now) {
                 Judged::Answer(answer) => return Ok(answer),
@@ -134,8 +142,10 @@ impl Store for MemoryStore {
             },
         };
         let attempt = taken.attempt;
-        slots.put(key, taken, &self.used);
-        Ok(Claimed::Acquired { attempt })
+        match slots.put_within(self.max_keys, key, taken, &self.used) {
+            true => Ok(Claimed::Acquired { attempt }),
+            false => Err(StoreError::refused(Full)),
+        }
     }
 
     async fn renew(&self, key: &Key, claim: &Claim) -> Result<Hold, StoreError> {

@@ -1,7 +1,6 @@
 //! The keys of one shard, by key, by when they expire, and by whether they may be dropped.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +9,7 @@ use tokio::time::Instant;
 use crate::fingerprint::Fingerprint;
 use crate::key::Key;
 use crate::store::{Claim, ClaimId, Claimed};
+use crate::sync::atomic::{AtomicUsize, Ordering};
 
 /// How many expired keys one step removes at most, so that a million expiring together stop nobody.
 pub(super) const SWEEP: usize = 64;
@@ -52,6 +52,15 @@ pub(super) enum Phase {
 pub(super) enum Judged {
     Answer(Claimed),
     Takeable,
+}
+
+// === impl Used ===
+
+impl Used {
+    fn one_more_key(&self, max: usize) -> bool {
+        let more = |keys| (keys < max).then_some(keys + 1);
+        self.keys.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
 }
 
 // === impl Slot ===
@@ -101,7 +110,7 @@ impl Slot {
         })
     }
 
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         match &self.phase {
             Phase::Done(record) => record.len(),
             Phase::Free | Phase::Running { .. } => 0,
@@ -117,23 +126,36 @@ impl Slots {
     }
 
     pub(super) fn put(&mut self, key: &Key, slot: Slot, used: &Used) {
-        self.remove(key, used);
-        used.keys.fetch_add(1, Ordering::Relaxed);
+        self.put_within(usize::MAX, key, slot, used);
+    }
+
+    /// Puts a slot under a key that is there, or for which there is room. Other shards take theirs at the same time.
+    pub(super) fn put_within(&mut self, max_keys: usize, key: &Key, slot: Slot, used: &Used) -> bool {
+        if !self.take_out(key, used) && !used.one_more_key(max_keys) {
+            return false;
+        }
         used.bytes.fetch_add(slot.bytes(), Ordering::Relaxed);
         self.by_expiry.insert((slot.expires, *key));
         if matches!(slot.phase, Phase::Free) {
             self.free.insert((slot.expires, *key));
         }
         self.by_key.insert(*key, slot);
+        true
     }
 
     fn remove(&mut self, key: &Key, used: &Used) {
-        if let Some(slot) = self.by_key.remove(key) {
+        if self.take_out(key, used) {
             used.keys.fetch_sub(1, Ordering::Relaxed);
-            used.bytes.fetch_sub(slot.bytes(), Ordering::Relaxed);
-            self.by_expiry.remove(&(slot.expires, *key));
-            self.free.remove(&(slot.expires, *key));
         }
+    }
+
+    /// Its place among the keys stays counted.
+    fn take_out(&mut self, key: &Key, used: &Used) -> bool {
+        let Some(slot) = self.by_key.remove(key) else { return false };
+        used.bytes.fetch_sub(slot.bytes(), Ordering::Relaxed);
+        self.by_expiry.remove(&(slot.expires, *key));
+        self.free.remove(&(slot.expires, *key));
+        true
     }
 
     pub(super) fn sweep(&mut self, now: Instant, used: &Used) {

@@ -7,7 +7,7 @@
 //! it, outlives their patience, and backs off with jitter.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -20,7 +20,7 @@ use super::failure::{Failure, comes_before_any_effect, is_about_topology, is_fro
 use super::inspect::Inspector;
 use super::link::Link;
 use super::topology::Topology;
-use crate::lock::lock;
+use crate::sync::{Mutex, lock};
 
 /// How many calls in a row go unanswered, and for how long, before a connection is not trusted any more. Both, because
 /// callers differ in their deadlines, and because one whose own client has left stops waiting at once.

@@ -4,7 +4,7 @@
 //! meanwhile. So it has connections of its own, and a write right before it: one that changes nothing.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{Pipeline, Value};
@@ -14,8 +14,8 @@ use super::answer::unexpected;
 use super::connection::Connector;
 use super::layout::{Phase, millis};
 use super::topology::Topology;
-use crate::lock::lock;
 use crate::store::{ClaimId, StoreError};
+use crate::sync::{Mutex, lock};
 
 /// How many claims and outcomes are waited for at once.
 const CONNECTIONS: usize = 8;

@@ -1,7 +1,6 @@
 //! A look at the server: whether it will keep what it is given.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use redis::{ErrorKind, RedisError, RedisResult, Value};
@@ -9,7 +8,7 @@ use tokio::time::timeout;
 
 use super::failure::comes_before_any_effect;
 use super::link::Link;
-use crate::lock::lock;
+use crate::sync::{Mutex, lock};
 use crate::telemetry;
 
 /// How long the look may take.

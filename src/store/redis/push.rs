@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Value};
@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::topology::{Listener, Topology};
-use crate::lock::lock;
+use crate::sync::{Mutex, lock};
 
 /// How many channels there may be. Who waits for more keys at once has to poll for those beyond.
 const MAX_CHANNELS: usize = 16 << 10;
