@@ -16,8 +16,8 @@
 use std::fmt;
 
 use http::request;
-use serde_json::Value;
 
+use crate::canonical::Node;
 use crate::digest::Digest;
 use crate::key::Json;
 
@@ -52,7 +52,7 @@ struct Member {
     path: Json,
 }
 
-/// How large a body may be to be compared as JSON. The tree of one may be a hundred times as large.
+/// How large a body may be to be compared as JSON. The tree of one may be many times as large.
 const MAX_TREE: usize = 256 << 10;
 
 /// Nothing: whatever brings the key is a duplicate. The webhook default, since senders resend an event with another
@@ -71,8 +71,8 @@ pub const fn whole() -> Payload {
 /// As [`whole`], but a JSON body is compared by what it says: neither white space nor the order of members counts. The
 /// order of an array does.
 ///
-/// Numbers are compared as 64-bit integers where they are such, else as doubles, and of a repeated member the last counts.
-/// A body that is no JSON, larger than 256 KiB, or nested deeper than 127 levels, is compared raw.
+/// Numbers are compared by their value, to the last digit, and of a repeated member the last counts. A body that is no
+/// JSON, larger than 256 KiB, or nested deeper than 32 levels, is compared raw.
 #[must_use]
 pub const fn json() -> Payload {
     Payload(Some(Compared { query: true, body: Comparison::Json { only: None, except: Vec::new() } }))
@@ -183,25 +183,22 @@ impl Payload {
 impl Comparison {
     fn digest(&self, body: &[u8], digest: &mut Digest) {
         let tree = match self {
-            Self::Json { only, except } if body.len() <= MAX_TREE => {
-                serde_json::from_slice(body).ok().map(|value: Value| (only, except, value))
-            }
+            Self::Json { only, except } if body.len() <= MAX_TREE => Node::parse(body).map(|tree| (only, except, tree)),
             Self::Json { .. } | Self::Raw => None,
         };
-        let Some((only, except, mut value)) = tree else { return digest.part(b'b', body) };
-        except.iter().for_each(|member| member.path.remove_from(&mut value));
-        // Where another crate has `serde_json` keep the order of members, they are in the order of the body.
-        value.sort_all_objects();
-        match only {
-            None => digest.part(b'j', value.to_string().as_bytes()),
-            Some(members) => {
-                for Member { text, path } in members {
-                    digest.part(b'P', text.as_bytes());
-                    match path.find_in(&value) {
-                        Some(member) => digest.part(b'v', member.to_string().as_bytes()),
-                        None => digest.part(b'-', &[]),
-                    }
-                }
+        let Some((only, except, mut tree)) = tree else { return digest.part(b'b', body) };
+        except.iter().for_each(|member| member.path.remove_from(&mut tree));
+        let spelled = |node: &Node<'_>| {
+            let mut text = String::new();
+            node.write(&mut text);
+            text
+        };
+        let Some(members) = only else { return digest.part(b'j', spelled(&tree).as_bytes()) };
+        for Member { text, path } in members {
+            digest.part(b'P', text.as_bytes());
+            match path.find_in(&tree) {
+                Some(member) => digest.part(b'v', spelled(member).as_bytes()),
+                None => digest.part(b'-', &[]),
             }
         }
     }
@@ -254,10 +251,13 @@ mod tests {
         let is_same = |a: &[u8], b: &[u8]| by(&json, "/", a) == by(&json, "/", b);
         assert!(is_same(br#"{"a":1,"b":{"c":2,"d":3}}"#, b" {\"b\": {\"d\":3, \"c\":2},\n\"a\":1}"));
         assert!(is_same(br#"{"a":"\u0041"}"#, br#"{"a":"A"}"#));
+        assert!(is_same(br#"{"a":1.10}"#, br#"{"a":11E-1}"#));
         for (a, b) in [
             (r#"{"i":[1,2]}"#, r#"{"i":[2,1]}"#),
             (r#"{"a":1}"#, r#"{"a":"1"}"#),
             (r#"{"a":9007199254740993}"#, r#"{"a":9007199254740992}"#),
+            (r#"{"wei":100000000000000000001}"#, r#"{"wei":100000000000000000002}"#),
+            (r#"{"a":1}"#, r#"{"$serde_json::private::RawValue":"{\"a\":1}"}"#),
             (r#"{"a":null}"#, "{}"),
             (r#"{"a":{"b":1}}"#, r#"{"a":1,"b":1}"#),
             ("not json", "not  json"),

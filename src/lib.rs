@@ -98,6 +98,7 @@ mod attempt;
 mod body;
 mod breaker;
 pub mod caller;
+mod canonical;
 mod collect;
 mod digest;
 pub mod fingerprint;

@@ -8,33 +8,39 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Uri, header};
-use multer::Multipart;
+use multer::{Field, Multipart};
 use percent_encoding::percent_decode;
 
-use super::{Malformed, Part};
+use super::{Found, Malformed, Part};
 
 /// How many parts a multipart body may have.
 const MAX_PARTS: usize = 1024;
 
+/// What has been found of a field so far.
+type Value = Result<Option<Bytes>, Malformed>;
+
 /// The parameter of this name.
-pub(super) fn query(uri: &Uri, name: &str) -> Result<Option<Part>, Malformed> {
-    let mut found = [None];
+pub(super) fn query(uri: &Uri, name: &str) -> Found {
+    let mut found = [Ok(None)];
     let wanted = [name.to_owned()];
-    urlencoded(uri.query().unwrap_or_default().as_bytes(), &wanted, &mut found)?;
+    urlencoded(uri.query().unwrap_or_default().as_bytes(), &wanted, &mut found);
     let [value] = found;
-    Ok(part(value))
+    value.map(part)
 }
 
-/// What each of `fields` is in `body`, in their order; `None` where it is missing.
-pub(super) fn select(headers: &HeaderMap, body: &Bytes, fields: &[String]) -> Result<Vec<Option<Part>>, Malformed> {
-    let mut found = vec![None; fields.len()];
+/// What each of `fields` is in `body`, in their order; `None` where it is missing. What one of them is says nothing about the
+/// others.
+pub(super) fn select(headers: &HeaderMap, body: &Bytes, fields: &[String]) -> Vec<Found> {
+    let mut found = vec![Ok(None); fields.len()];
     let content_type = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     if is(content_type, b"multipart/form-data") {
-        multipart(content_type, body, fields, &mut found)?;
+        if let Err(unreadable) = multipart(content_type, body, fields, &mut found) {
+            found.fill(Err(unreadable));
+        }
     } else if is(content_type, b"application/x-www-form-urlencoded") || body.iter().all(is_of_a_query) {
-        urlencoded(body, fields, &mut found)?;
+        urlencoded(body, fields, &mut found);
     }
-    Ok(found.into_iter().map(part).collect())
+    found.into_iter().map(|value| value.map(part)).collect()
 }
 
 /// Whether this is the media type, whatever its parameters are.
@@ -54,25 +60,26 @@ fn part(value: Option<Bytes>) -> Option<Part> {
 }
 
 /// Takes down a value for every field that has this name.
-fn take_down(name: &[u8], value: &Bytes, fields: &[String], found: &mut [Option<Bytes>]) -> Result<(), Malformed> {
-    for (field, slot) in fields.iter().zip(found) {
-        if field.as_bytes() == name && slot.get_or_insert_with(|| value.clone()) != value {
-            return Err(Malformed("two different keys"));
-        }
+fn take_down(name: &[u8], value: &Result<Bytes, Malformed>, fields: &[String], found: &mut [Value]) {
+    for (_, slot) in fields.iter().zip(found).filter(|(field, _)| field.as_bytes() == name) {
+        *slot = match (&*slot, value) {
+            (Ok(None), value) => value.clone().map(Some),
+            (Ok(Some(first)), Ok(value)) if first == value => continue,
+            (Ok(Some(_)), Ok(_)) => Err(Malformed("two different keys")),
+            (Err(malformed), _) | (_, Err(malformed)) => Err(*malformed),
+        };
     }
-    Ok(())
 }
 
-fn urlencoded(text: &[u8], fields: &[String], found: &mut [Option<Bytes>]) -> Result<(), Malformed> {
+fn urlencoded(text: &[u8], fields: &[String], found: &mut [Value]) {
     for pair in text.split(|byte| *byte == b'&') {
         let mut halves = pair.splitn(2, |byte| *byte == b'=');
         let name = decoded(halves.next().unwrap_or_default());
         if fields.iter().any(|field| field.as_bytes() == &*name) {
             let value = decoded(halves.next().unwrap_or_default());
-            take_down(&name, &Bytes::from(value.into_owned()), fields, found)?;
+            take_down(&name, &Ok(Bytes::from(value.into_owned())), fields, found);
         }
     }
-    Ok(())
 }
 
 /// The bytes that were meant. They stay bytes: a lossy conversion would make one key of two.
@@ -84,12 +91,7 @@ fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
     percent_decode(text).into()
 }
 
-fn multipart(
-    content_type: &[u8],
-    body: &Bytes,
-    fields: &[String],
-    found: &mut [Option<Bytes>],
-) -> Result<(), Malformed> {
+fn multipart(content_type: &[u8], body: &Bytes, fields: &[String], found: &mut [Value]) -> Result<(), Malformed> {
     let unreadable = Malformed("the body is not the multipart form that it is declared to be");
     let boundary = std::str::from_utf8(content_type).ok().and_then(|text| multer::parse_boundary(text).ok());
     let whole = stream::once(ready(Ok::<_, Infallible>(body.clone())));
@@ -99,14 +101,22 @@ fn multipart(
         let Some(Ok(part)) = form.next_field().now_or_never() else { return Err(unreadable) };
         let Some(part) = part else { return Ok(()) };
         let Some(name) = part.name().filter(|name| fields.iter().any(|field| field == name)) else { continue };
-        if part.file_name().is_some() {
-            return Err(Malformed("the key is a file"));
-        }
-        let name = name.to_owned();
+        let (name, is_file) = (name.to_owned(), is_file(&part));
         let Some(Ok(value)) = part.bytes().now_or_never() else { return Err(unreadable) };
-        take_down(name.as_bytes(), &value, fields, found)?;
+        let value = if is_file { Err(Malformed("the key is a file")) } else { Ok(value) };
+        take_down(name.as_bytes(), &value, fields, found);
     }
     Err(Malformed("the body has too many parts"))
+}
+
+/// Whether a part has the name of a file, in the way of RFC 7578 §4.2 or, against its advice, in that of RFC 5987.
+fn is_file(part: &Field<'_>) -> bool {
+    let disposition = part.headers().get(header::CONTENT_DISPOSITION).map(HeaderValue::as_bytes).unwrap_or_default();
+    let has_extended = disposition.split(|byte| *byte == b';').any(|parameter| {
+        let name = parameter.split(|byte| *byte == b'=').next().unwrap_or_default();
+        name.trim_ascii().eq_ignore_ascii_case(b"filename*")
+    });
+    part.file_name().is_some() || has_extended
 }
 
 #[cfg(test)]
@@ -222,7 +232,9 @@ mod tests {
             assert!(of_form(MULTIPART, &good[..cut]).is_err(), "{cut} bytes were read");
         }
         let file = "Content-Disposition: form-data; name=\"id\"; filename=\"\"";
+        let named_at_length = "Content-Disposition: form-data; name=\"id\"; FileName*=UTF-8''a.png";
         for bad in [
+            parts(&[(named_at_length, "a")]),
             parts(&[(&field("id"), "a"), (&field("id"), "b")]),
             parts(&[(&field("id"), ""), (&field("id"), "b")]),
             parts(&[(file, "a")]),
@@ -230,6 +242,17 @@ mod tests {
         ] {
             assert!(of_form(MULTIPART, &bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_a_fallback_would_find_does_not_matter_where_there_is_a_key() {
+        let either = key::form("token").or(key::form("id"));
+        assert_eq!(extract(&either, "/", URLENCODED, "token=t&id=1&id=2"), key(b"t"));
+        assert!(extract(&either, "/", URLENCODED, "id=1&id=2").is_err());
+        let file = "Content-Disposition: form-data; name=\"id\"; filename=\"x\"";
+        assert_eq!(extract(&either, "/", MULTIPART, parts(&[(file, "a"), (&field("token"), "t")])), key(b"t"));
+        let cut = parts(&[(&field("token"), "t")]);
+        assert!(extract(&either, "/", MULTIPART, &cut[..cut.len() - 6]).is_err());
     }
 
     #[test]

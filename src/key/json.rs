@@ -10,11 +10,11 @@ use std::str::FromStr;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::path::{self, InvalidPath, Segment};
-use super::{Malformed, Part};
+use super::{Found, Malformed, Part};
+use crate::canonical::Node;
 
 /// A path into a JSON body: a singular query of RFC 9535, with at most 64 segments.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -44,34 +44,32 @@ impl Json {
     }
 
     /// The node it selects.
-    pub(crate) fn find_in<'v>(&self, value: &'v Value) -> Option<&'v Value> {
-        self.segments.iter().try_fold(value, |value, segment| match segment {
-            Segment::Name(name) => value.as_object()?.get(name),
-            Segment::Index(index) => {
-                let items = value.as_array()?;
-                items.get(position(*index, items.len())?)
-            }
+    pub(crate) fn find_in<'v, 'b>(&self, node: &'v Node<'b>) -> Option<&'v Node<'b>> {
+        self.segments.iter().try_fold(node, |node, segment| match (node, segment) {
+            (Node::Object(members), Segment::Name(name)) => members.get(&**name),
+            (Node::Array(items), Segment::Index(index)) => items.get(position(*index, items.len())?),
+            _ => None,
         })
     }
 
     /// Takes away the node it selects, where there is one. An item of an array leaves its place, or others would move.
-    pub(crate) fn remove_from(&self, value: &mut Value) {
-        let Some((last, way)) = self.segments.split_last() else { return *value = Value::Null };
-        let parent = way.iter().try_fold(value, |value, segment| match segment {
-            Segment::Name(name) => value.as_object_mut()?.get_mut(name),
-            Segment::Index(index) => {
-                let items = value.as_array_mut()?;
+    pub(crate) fn remove_from(&self, node: &mut Node<'_>) {
+        let Some((last, way)) = self.segments.split_last() else { return *node = Node::null() };
+        let parent = way.iter().try_fold(node, |node, segment| match (node, segment) {
+            (Node::Object(members), Segment::Name(name)) => members.get_mut(&**name),
+            (Node::Array(items), Segment::Index(index)) => {
                 let position = position(*index, items.len())?;
                 items.get_mut(position)
             }
+            _ => None,
         });
         match (parent, last) {
-            (Some(Value::Object(members)), Segment::Name(name)) => {
-                members.remove(name);
+            (Some(Node::Object(members)), Segment::Name(name)) => {
+                members.remove(&**name);
             }
-            (Some(Value::Array(items)), Segment::Index(index)) => {
+            (Some(Node::Array(items)), Segment::Index(index)) => {
                 if let Some(item) = position(*index, items.len()).and_then(|position| items.get_mut(position)) {
-                    *item = Value::Null;
+                    *item = Node::null();
                 }
             }
             _ => {}
@@ -93,21 +91,24 @@ impl FromStr for Json {
     }
 }
 
-/// What each of `paths` selects in `body`, in their order; `None` where it is missing.
+/// What each of `paths` selects in `body`, in their order; `None` where it is missing. What one of them selects says nothing
+/// about the others.
 ///
-/// An empty body has no members; a body that is not JSON, to its last byte, is malformed.
-pub(super) fn select(body: &[u8], paths: &[Json]) -> Result<Vec<Option<Part>>, Malformed> {
-    let mut found = vec![None; paths.len()];
-    if body.is_empty() {
-        return Ok(found);
+/// An empty body has no members; in a body that is not JSON, to its last byte, all are malformed.
+pub(super) fn select(body: &[u8], paths: &[Json]) -> Vec<Found> {
+    let pass = |careful| {
+        let mut found = vec![Ok(None); paths.len()];
+        let wanted = paths.iter().enumerate().map(|(slot, path)| Wanted { slot, rest: &path.segments }).collect();
+        let mut deserializer = serde_json::Deserializer::from_slice(body);
+        let select = Select { wanted, found: &mut found, careful };
+        select.deserialize(&mut deserializer).and_then(|()| deserializer.end()).map(|()| found)
+    };
+    match body {
+        [] => vec![Ok(None); paths.len()],
+        _ => pass(false)
+            .or_else(|_| pass(true))
+            .unwrap_or_else(|_| vec![Err(Malformed("the body is not JSON")); paths.len()]),
     }
-    let wanted = paths.iter().enumerate().map(|(slot, path)| Wanted { slot, rest: &path.segments }).collect();
-    let mut deserializer = serde_json::Deserializer::from_slice(body);
-    Select { wanted, found: &mut found }
-        .deserialize(&mut deserializer)
-        .and_then(|()| deserializer.end())
-        .map_err(|_| Malformed("the body has no readable key"))?;
-    Ok(found)
 }
 
 #[derive(Clone, Copy)]
@@ -119,7 +120,9 @@ struct Wanted<'p> {
 /// Looks for what is wanted inside one value.
 struct Select<'p, 'f> {
     wanted: Vec<Wanted<'p>>,
-    found: &'f mut [Option<Part>],
+    found: &'f mut [Found],
+    /// Looks first whether a value can have anything inside: a number that no double can hold is an error to who reads it.
+    careful: bool,
 }
 
 /// Reads a member's name and says which of the wanted ones it is.
@@ -147,34 +150,39 @@ fn below<'p>(wanted: &[Wanted<'p>], matches: impl Fn(Wanted<'p>) -> bool) -> Vec
     wanted.iter().filter(|wanted| matches(**wanted)).map(step).collect()
 }
 
-/// A scalar is a key, `null` and `""` are missing, anything else is an error.
-fn scalar(raw: &str) -> Result<Option<Part>, serde_json::Error> {
+/// A scalar is a key, `null` and `""` are missing, anything else is malformed.
+fn scalar(raw: &str) -> Found {
     match raw.as_bytes().first() {
         Some(b'"') => {
-            let text: String = serde_json::from_str(raw)?;
+            let text: String = serde_json::from_str(raw).map_err(|_| Malformed("the key is no text"))?;
             Ok((!text.is_empty()).then(|| Part::Text(Bytes::from(text))))
         }
         Some(b'n') => Ok(None),
         Some(b't' | b'f') => Ok(Some(Part::Bool(raw == "true"))),
         Some(b'-' | b'0'..=b'9') => Ok(Some(Part::Number(Bytes::copy_from_slice(raw.as_bytes())))),
-        _ => Err(serde_json::Error::custom("not a scalar")),
+        _ => Err(Malformed("the key is no scalar")),
     }
 }
 
 // === impl Select ===
 
-impl Select<'_, '_> {
+impl<'p> Select<'p, '_> {
+    /// The same for what is inside.
+    fn below<'s>(&'s mut self, wanted: Vec<Wanted<'p>>) -> Select<'p, 's> {
+        Select { wanted, found: &mut *self.found, careful: self.careful }
+    }
+
     /// Looks inside a value whose text is at hand.
     fn look_into(self, raw: &str) -> Result<(), serde_json::Error> {
         let (here, deeper): (Vec<_>, Vec<_>) = self.wanted.into_iter().partition(|wanted| wanted.rest.is_empty());
         for wanted in here {
-            self.found[wanted.slot] = scalar(raw)?;
+            self.found[wanted.slot] = scalar(raw);
         }
-        if deeper.is_empty() {
+        if deeper.is_empty() || !raw.starts_with(['{', '[']) {
             return Ok(());
         }
         let mut deserializer = serde_json::Deserializer::from_str(raw);
-        Select { wanted: deeper, found: self.found }.deserialize(&mut deserializer)
+        deserializer.deserialize_any(Select { wanted: deeper, ..self })
     }
 }
 
@@ -182,7 +190,7 @@ impl<'de> DeserializeSeed<'de> for Select<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        if self.wanted.iter().any(|wanted| wanted.rest.is_empty()) {
+        if self.careful || self.wanted.iter().any(|wanted| wanted.rest.is_empty()) {
             let raw = <&RawValue>::deserialize(deserializer)?;
             return self.look_into(raw.get()).map_err(D::Error::custom);
         }
@@ -197,24 +205,29 @@ impl<'de> Visitor<'de> for Select<'_, '_> {
         f.write_str("JSON")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let mut seen = Vec::new();
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        let (mut seen, mut repeated) = (Vec::new(), Vec::new());
         while let Some(name) = map.next_key_seed(Name(&self.wanted))? {
             let Some(name) = name else {
                 map.next_value::<IgnoredAny>()?;
                 continue;
             };
-            if seen.contains(&name) {
-                return Err(A::Error::custom("a repeated member"));
-            }
-            seen.push(name);
             let wanted = below(&self.wanted, |wanted| wanted.name() == Some(name));
-            map.next_value_seed(Select { wanted, found: &mut *self.found })?;
+            if seen.contains(&name) {
+                map.next_value::<IgnoredAny>()?;
+                repeated.extend(wanted);
+            } else {
+                map.next_value_seed(self.below(wanted))?;
+                seen.push(name);
+            }
+        }
+        for wanted in repeated {
+            self.found[wanted.slot] = Err(Malformed("a member on its way is repeated"));
         }
         Ok(())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<(), A::Error> {
         // Which element a negative index means is known at the end only: that many are remembered, unparsed.
         let from_end = self.wanted.iter().filter_map(|wanted| wanted.index()).min().unwrap_or(0).min(0).unsigned_abs();
         let mut last: VecDeque<&'de RawValue> = VecDeque::new();
@@ -226,16 +239,16 @@ impl<'de> Visitor<'de> for Select<'_, '_> {
                     last.pop_front();
                 }
                 last.push_back(raw);
-                Select { wanted, found: &mut *self.found }.look_into(raw.get()).map_err(A::Error::custom)?;
+                self.below(wanted).look_into(raw.get()).map_err(A::Error::custom)?;
             } else if wanted.is_empty() {
                 let Some(IgnoredAny) = seq.next_element()? else { break };
             } else {
-                let Some(()) = seq.next_element_seed(Select { wanted, found: &mut *self.found })? else { break };
+                let Some(()) = seq.next_element_seed(self.below(wanted))? else { break };
             }
         }
         for (back, raw) in (1_i64..).zip(last.iter().rev()) {
             let wanted = below(&self.wanted, |wanted| wanted.index() == Some(-back));
-            Select { wanted, found: &mut *self.found }.look_into(raw.get()).map_err(A::Error::custom)?;
+            self.below(wanted).look_into(raw.get()).map_err(A::Error::custom)?;
         }
         Ok(())
     }

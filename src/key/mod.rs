@@ -73,6 +73,9 @@ impl std::fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
+/// One part, `None` where it is missing.
+pub(crate) type Found = Result<Option<Part>, Malformed>;
+
 /// The parts of a key, `None` where it is missing.
 pub(crate) type Extracted = Result<Option<Vec<Part>>, Malformed>;
 

@@ -34,8 +34,9 @@ pub(super) fn parse(path: &str) -> Result<Vec<Segment>, InvalidPath> {
         return Err(parser.invalid("a path starts with $"));
     }
     let mut segments = Vec::new();
-    while let Some(next) = parser.next() {
-        segments.push(match next {
+    while parser.rest.peek().is_some() {
+        parser.blank();
+        segments.push(match parser.next().unwrap_or_default() {
             '.' => Segment::Name(parser.shorthand()?),
             '[' => parser.bracketed()?,
             _ => return Err(parser.invalid("expected . or [")),
@@ -60,6 +61,13 @@ impl Parser<'_> {
         InvalidPath { reason, position: self.position }
     }
 
+    /// `S` of RFC 9535 §2.1.1.
+    fn blank(&mut self) {
+        while let Some(' ' | '\t' | '\n' | '\r') = self.rest.peek() {
+            self.next();
+        }
+    }
+
     /// `member-name-shorthand` of RFC 9535 §2.5.1.1.
     fn shorthand(&mut self) -> Result<String, InvalidPath> {
         let mut name = String::new();
@@ -75,6 +83,7 @@ impl Parser<'_> {
     }
 
     fn bracketed(&mut self) -> Result<Segment, InvalidPath> {
+        self.blank();
         let segment = match self.rest.peek() {
             Some(&quote @ ('\'' | '"')) => {
                 self.next();
@@ -83,6 +92,7 @@ impl Parser<'_> {
             Some('-' | '0'..='9') => Segment::Index(self.index()?),
             _ => return Err(self.invalid("expected a quoted name or an index: wildcards select more than one node")),
         };
+        self.blank();
         match self.next() {
             Some(']') => Ok(segment),
             _ => Err(self.invalid("expected ]")),
@@ -180,6 +190,7 @@ mod tests {
         assert_eq!(parse("$.a_1.é"), Ok(vec![name("a_1"), name("é")]));
         assert_eq!(parse("$.a['b c'][0][-2]"), Ok(vec![name("a"), name("b c"), Segment::Index(0), Segment::Index(-2)]));
         assert_eq!(parse(r#"$["it's"]['a\'b']"#), Ok(vec![name("it's"), name("a'b")]));
+        assert_eq!(parse("$ .a\n[ 'b' ]\t[\r0 ]"), Ok(vec![name("a"), name("b"), Segment::Index(0)]));
         assert_eq!(parse(r"$['\u0041\ud83d\ude00\n']"), Ok(vec![name("A😀\n")]));
     }
 
@@ -204,7 +215,10 @@ mod tests {
             "$[9007199254740992]",
             "$.1a",
             "$.a-b",
-            "$ .a",
+            "$ ",
+            " $.a",
+            "$. a",
+            "$.a ",
             r"$['\x']",
             r"$['\ud800']",
             r"$['\udc00']",

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderName, request};
 
-use super::{Extracted, HeaderSyntax, Json, Malformed, Part, form, header, json};
+use super::{Extracted, Found, HeaderSyntax, Json, Malformed, Part, form, header, json};
 
 /// Where the key of a request comes from. See the [module docs](super).
 #[derive(Clone, Debug)]
@@ -117,10 +117,10 @@ impl KeySource {
         let fields = LazyCell::new(|| form::select(&head.headers, body, &self.fields));
         let members = LazyCell::new(|| json::select(body, &self.paths));
         let mut find = |rule: &Rule| match rule {
-            Rule::Form(index) => nth(&fields, *index),
+            Rule::Form(index) => fields[*index].clone(),
             Rule::FromFn(f) => Ok(f(head, body).filter(|key| !key.is_empty()).map(Part::Text)),
             Rule::Header(names) => header::extract(&head.headers, names, syntax),
-            Rule::Json(index) => nth(&members, *index),
+            Rule::Json(index) => members[*index].clone(),
             Rule::Query(name) => form::query(&head.uri, name),
             Rule::All(_) | Rule::Any(_) | Rule::Valid(..) => Ok(None),
         };
@@ -138,11 +138,6 @@ impl From<Rule> for KeySource {
     fn from(rule: Rule) -> Self {
         Self { rule, fields: Vec::new(), paths: Vec::new() }
     }
-}
-
-/// One of those that a pass over the body has found.
-fn nth(found: &Result<Vec<Option<Part>>, Malformed>, index: usize) -> Result<Option<Part>, Malformed> {
-    found.as_ref().map(|found| found[index].clone()).map_err(|malformed| *malformed)
 }
 
 // === impl Rule ===
@@ -180,7 +175,7 @@ impl Rule {
     }
 
     /// Composes what `find` says of the leaves.
-    fn evaluate(&self, find: &mut dyn FnMut(&Self) -> Result<Option<Part>, Malformed>) -> Extracted {
+    fn evaluate(&self, find: &mut dyn FnMut(&Self) -> Found) -> Extracted {
         match self {
             Self::All(rules) => {
                 let mut parts = Vec::with_capacity(rules.len());

@@ -112,7 +112,31 @@ fn elements_are_found_from_both_ends() {
 fn a_path_and_what_is_below_it_can_both_be_wanted() {
     let either = json("$.id.value").or(json("$.id"));
     assert_eq!(of_body(&either, r#"{"id":7}"#), Ok(Some(vec![number("7")])));
-    assert!(malformed(&of_body(&either, r#"{"id":{"value":7}}"#)));
+    assert_eq!(of_body(&either, r#"{"id":{"value":7}}"#), Ok(Some(vec![number("7")])));
+    assert!(malformed(&of_body(&either, r#"{"id":{"value":null}}"#)), "it falls back to what is no scalar");
+}
+
+#[test]
+fn what_a_fallback_would_find_does_not_matter_where_there_is_a_key() {
+    let either = json("$.event_id").or(json("$.id"));
+    let found = Ok(Some(vec![text("e1")]));
+    for rest in [r#""id":2"#, r#""id":{"a":1}"#, r#""id":1,"id":2"#, r#""id":"\ud800""#] {
+        assert_eq!(of_body(&either, &format!(r#"{{"event_id":"e1",{rest}}}"#)), found, "{rest}");
+    }
+    assert!(malformed(&of_body(&either, r#"{"id":1,"id":2}"#)));
+    assert!(malformed(&of_body(&either, r#"{"event_id":"e1","event_id":"e1","id":2}"#)));
+    assert!(malformed(&of_body(&either, r#"{"event_id":"e1""#)), "no JSON has no key");
+    let deep = json("$.event.id").or(json("$.event"));
+    assert!(malformed(&of_body(&deep, r#"{"event":{"id":"e1"},"event":{"id":"e2"}}"#)));
+}
+
+#[test]
+fn a_number_that_no_double_can_hold_is_a_number() {
+    let either = json("$.a.b").or(json("$.id"));
+    assert_eq!(of_body(&either, r#"{"a":1e999,"id":"x"}"#), Ok(Some(vec![text("x")])));
+    assert_eq!(of_body(&either, r#"{"a":[1e999],"id":1e999}"#), Ok(Some(vec![number("1e999")])));
+    assert_eq!(of_body(&json("$[-1].id"), r#"[1e999,{"id":1,"x":-1e999}]"#), Ok(Some(vec![number("1")])));
+    assert!(malformed(&of_body(&either, r#"{"a":1e999,"id":"x""#)));
 }
 
 #[test]
