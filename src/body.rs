@@ -139,6 +139,9 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.buffered.trailers.is_some() {
+            return self.buffered.size_hint();
+        }
         let mut hint = self.unread().map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
         let here = self.buffered.len();
         if let Some(upper) = hint.upper() {
@@ -226,9 +229,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             ResponseKind::Inner { body } => body.size_hint(),
-            // An exact length would be sent as `Content-Length`, which leaves no room for trailers in HTTP/1.1.
-            ResponseKind::Buffered { buffered } if buffered.trailers.is_some() => SizeHint::default(),
-            ResponseKind::Buffered { buffered } => SizeHint::with_exact(buffered.len()),
+            ResponseKind::Buffered { buffered } => buffered.size_hint(),
             ResponseKind::Piped { left, .. } => left.map(SizeHint::with_exact).unwrap_or_default(),
         }
     }
@@ -248,6 +249,14 @@ impl Buffered {
 
     fn is_empty(&self) -> bool {
         self.len() == 0 && self.trailers.is_none()
+    }
+
+    /// An exact length would be sent on as `Content-Length`, which leaves no room for trailers in HTTP/1.1.
+    fn size_hint(&self) -> SizeHint {
+        match self.trailers {
+            None => SizeHint::with_exact(self.len()),
+            Some(_) => SizeHint::default(),
+        }
     }
 }
 

@@ -7,6 +7,9 @@ use http::HeaderMap;
 use http_body::Body;
 use http_body_util::BodyExt as _;
 
+/// How much room is made at once for what is announced, in bytes.
+const MAX_RESERVED: usize = 256 << 10;
+
 /// Collects a body up to a cap, and gives back what it has where that is not the whole.
 ///
 /// Cancelling a call of [`Collector::fill`] loses nothing.
@@ -84,7 +87,9 @@ impl<B: Body<Data = Bytes>> Collector<B> {
             _ if more.is_empty() => {}
             Data::One(one) if one.is_empty() => *one = more,
             Data::One(one) => {
-                let expected = usize::try_from(self.body.size_hint().lower()).unwrap_or(usize::MAX).min(self.cap);
+                // What is announced may never come, so not all of it is made room for.
+                let announced = usize::try_from(self.body.size_hint().lower()).unwrap_or(usize::MAX);
+                let expected = announced.min(self.cap).min(MAX_RESERVED);
                 let mut many = BytesMut::with_capacity((one.len() + more.len()).saturating_add(expected));
                 many.put_slice(one);
                 many.put_slice(&more);
@@ -161,6 +166,29 @@ mod tests {
         let mut collector = Collector::new(Full::new(Bytes::from_static(b"abcd")), 3);
         assert_eq!(collector.fill().await, Ok(Filled::OverCap));
         assert!(collector.into_parts().0.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_announcement_alone_takes_no_memory() {
+        struct Boastful(Vec<Frame<Bytes>>);
+        impl Body for Boastful {
+            type Data = Bytes;
+            type Error = Infallible;
+
+            fn poll_frame(
+                mut self: Pin<&mut Self>,
+                _: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+                std::task::Poll::Ready(self.0.pop().map(Ok))
+            }
+
+            fn size_hint(&self) -> http_body::SizeHint {
+                http_body::SizeHint::with_exact(1 << 40)
+            }
+        }
+        let mut collector = Collector::new(Boastful(vec![data("b"), data("a")]), usize::MAX);
+        assert_eq!(collector.fill().await, Ok(Filled::Whole));
+        assert_eq!(collector.into_parts().0, "ab");
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, response};
 
 use crate::body::ResponseBody;
-use crate::policy::Replay;
+use crate::policy::{Replay, tokens};
 use crate::record::{Content, Record};
 use crate::rejection::Rejection;
 use crate::telemetry;
@@ -158,9 +158,8 @@ impl Keeping {
 
     fn headers(&self, headers: &HeaderMap) -> HeaderMap {
         let mut kept = headers.clone();
-        let listed = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
-        for name in listed.flat_map(|value| value.split(',')) {
-            kept.remove(name.trim());
+        for name in tokens(headers, &header::CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok()) {
+            kept.remove(name);
         }
         for name in NEVER_KEPT.iter().chain(&self.never) {
             kept.remove(name);
@@ -262,7 +261,7 @@ mod tests {
             &[
                 ("x-a", b"1"),
                 ("set-cookie", b"a=1"),
-                ("connection", b"close, X-Hop"),
+                ("connection", b"close,\xff, X-Hop"),
                 ("x-hop", b"1"),
                 ("x-a", b"2"),
                 ("content-length", b"4"),

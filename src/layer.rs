@@ -53,7 +53,10 @@ impl IdempotencyLayer {
     }
 
     fn set(mut self, set: impl FnOnce(&mut Policy)) -> Self {
-        set(Arc::make_mut(&mut self.policy));
+        let policy = Arc::make_mut(&mut self.policy);
+        set(policy);
+        // It is another layer than the one it was cloned from, and warns for itself.
+        policy.warned = Arc::default();
         self
     }
 
@@ -298,7 +301,9 @@ impl IdempotencyLayer {
     }
 
     /// Does not buffer the request body, where neither the key nor the fingerprint needs it. An attempt whose request body
-    /// failed is then released, whatever it answered. Default: the body is buffered before the claim.
+    /// failed is then released, whatever it answered. How large such a body may be, and how long it may take, is the handler's
+    /// to say: neither [`max_request_body`](Self::max_request_body) nor [`body_timeout`](Self::body_timeout) holds for it.
+    /// Default: the body is buffered before the claim.
     #[must_use]
     pub fn stream_request_body(self) -> Self {
         self.set(|policy| policy.stream_request_body = true)
@@ -324,7 +329,7 @@ impl IdempotencyLayer {
     }
 
     /// How long the inner service may take to become ready; beyond, the claim is released and the request refused with
-    /// 503. Default: 5 s.
+    /// 503. It holds for requests that pass through, too, unless the layer is not [enabled](Self::enabled). Default: 5 s.
     #[must_use]
     pub fn ready_timeout(self, timeout: Duration) -> Self {
         self.set(|policy| policy.ready_timeout = timeout.min(MAX_DURATION))

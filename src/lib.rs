@@ -35,8 +35,8 @@
 //! | had another payload | as above | 422 |
 //! | and the store does not answer | 503 + `Retry-After` | the same |
 //!
-//! A replay says `Idempotent-Replayed: true`. A response that a retry will not get again, because it is not in the store or
-//! not with its body, says `Idempotency-Stored: false`. What passes through (no key, a method that the layer does not
+//! A replay says `Idempotent-Replayed: true`. A response that a retry will not get again, although its status is one that is
+//! kept, says `Idempotency-Stored: false`: it is not in the store, not with its body, or the handler did not want it kept. What passes through (no key, a method that the layer does not
 //! protect, an upgrade, a gRPC call) says neither. Every refusal is a response with a stable [code](Rejection::code); the layer's error is the
 //! inner service's.
 //!
@@ -109,6 +109,7 @@ mod kept;
 pub mod key;
 mod layer;
 mod ledger;
+mod media_type;
 mod policy;
 #[cfg(all(test, shuttle))]
 mod races;

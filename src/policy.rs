@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderName};
 use http::{HeaderMap, Method, Response, StatusCode, Version, request, response};
 use tokio::time::Instant;
 use tower::BoxError;
@@ -18,6 +18,7 @@ use crate::digest::{Digest, Secret};
 use crate::fingerprint::{self, Fingerprint, Payload};
 use crate::kept::Keeping;
 use crate::key::{self, HeaderSyntax, Key, KeySource, Keys, Part};
+use crate::media_type;
 use crate::record::Record;
 use crate::rejection::{PolicyPage, Rejection};
 use crate::store::Claim;
@@ -217,7 +218,11 @@ impl Policy {
     /// A gRPC call says in its trailers what came of it, and its head does not tell whether it streams: it passes through.
     pub(crate) fn applies(&self, head: &request::Parts) -> bool {
         let never = matches!(head.method, Method::HEAD | Method::OPTIONS | Method::CONNECT);
-        self.enabled && !never && !is_upgrade(head) && !is_grpc(&head.headers) && (self.applies)(&head.method)
+        self.enabled
+            && !never
+            && !is_upgrade(head)
+            && !media_type::is_grpc(&head.headers)
+            && (self.applies)(&head.method)
     }
 
     /// Whether the request body is there before the claim.
@@ -272,7 +277,11 @@ impl Policy {
     }
 
     pub(crate) fn record(&self, head: &response::Parts, body: Bytes, trailers: Option<HeaderMap>) -> Record {
-        self.keeping.record(head, body, trailers, self.max_kept_body)
+        self.keeping.record(head, body, trailers, self.max_kept_body).fitting()
+    }
+
+    pub(crate) fn tombstone(&self, head: &response::Parts) -> Record {
+        self.keeping.tombstone(head).fitting()
     }
 
     pub(crate) fn replay<R>(&self, record: &Record) -> Result<Response<ResponseBody<R>>, Rejection> {
@@ -282,7 +291,7 @@ impl Policy {
     /// How long an outcome that is not kept is remembered as an attempt. Answers that a forger can bring about are not
     /// remembered for long, or they would fill the store.
     pub(crate) fn remembers(&self, status: StatusCode) -> Duration {
-        if status.is_server_error() { self.retention } else { self.lease }
+        if is_failure(status) { self.retention } else { self.lease }
     }
 
     pub(crate) fn refuse<R>(&self, refusal: Rejection) -> Response<ResponseBody<R>> {
@@ -326,38 +335,42 @@ fn replaced(refusal: Rejection, problem: Response<Bytes>, hook: &Arc<RefusalFn>)
     if ran.is_ok() && (is_refusal || is_drop) { told } else { problem }
 }
 
+/// A status of a class that is none counts as one of 5xx (RFC 9110 §15).
+fn is_failure(status: StatusCode) -> bool {
+    status.as_u16() >= 500
+}
+
 /// Whether a client that sends the same again would be answered the same.
 fn is_deterministic(status: StatusCode) -> bool {
     !status.is_informational()
-        && !status.is_server_error()
+        && !is_failure(status)
         && !matches!(status.as_u16(), 401 | 403 | 404 | 405 | 408 | 409 | 425 | 429)
 }
 
-/// RFC 9110 §7.8. HTTP/2 has no upgrades but those by CONNECT, and an offer of HTTP/2 is none: clients make it with any
-/// request, and servers ignore it (RFC 9113 §3.1).
+/// RFC 9110 §7.8: HTTP/1.1 has them, HTTP/1.0 must ignore them, and HTTP/2 has none but those by CONNECT.
+///
+/// An offer of HTTP/2 or of TLS is none: there are clients that make it with any request, and servers ignore it (RFC 9113
+/// §3.1; RFC 2817, which nobody serves and Apache HttpClient 5.4 offers).
 fn is_upgrade(head: &request::Parts) -> bool {
-    let is_http2 = |token: &[u8]| token.eq_ignore_ascii_case(b"h2c") || token.eq_ignore_ascii_case(b"h2");
-    head.version < Version::HTTP_2
+    let is_http = |token: &[u8]| {
+        let protocol = token.split(|byte| *byte == b'/').next().unwrap_or_default();
+        [&b"h2c"[..], b"h2", b"http", b"tls"].iter().any(|http| protocol.eq_ignore_ascii_case(http))
+    };
+    head.version == Version::HTTP_11
         && tokens(&head.headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade"))
-        && tokens(&head.headers, &header::UPGRADE).any(|token| !is_http2(token))
+        && tokens(&head.headers, &header::UPGRADE).any(|token| !is_http(token))
 }
 
 /// The members of a header that is a list.
-fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+pub(crate) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
     let lines = headers.get_all(name).iter();
     let members = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
     members.map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
-}
-
 /// Whether a response says that it has no end (HTML Living Standard §9.2, server-sent events).
 pub(crate) fn is_endless(head: &response::Parts) -> bool {
-    let content_type = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    let event_stream = b"text/event-stream";
-    content_type.len() >= event_stream.len() && content_type[..event_stream.len()].eq_ignore_ascii_case(event_stream)
+    media_type::is(&head.headers, b"text/event-stream")
 }
 
 // === impl Contract ===
@@ -465,9 +478,11 @@ mod tests {
         let upgrade =
             |to: &str| head(Request::post("/").header("connection", "keep-alive, Upgrade").header("upgrade", to));
         assert!(!policy.applies(&upgrade("websocket")));
-        for none in ["h2c", "h2, h2c", "", ","] {
+        for none in ["h2c", "h2, h2c", "", ",", "TLS/1.2", "HTTP/2.0, tls/1.0"] {
             assert!(policy.applies(&upgrade(none)), "{none}");
         }
+        let offer = || Request::post("/").header("connection", "upgrade").header("upgrade", "websocket");
+        assert!(policy.applies(&head(offer().version(Version::HTTP_10))), "HTTP/1.0 has no upgrades");
         assert!(policy.applies(&head(Request::post("/").header("upgrade", "websocket"))), "without `Connection`");
         assert!(!policy.applies(&head(Request::post("/").header("content-type", "application/grpc+proto"))));
         let api = Policy::api(caller::shared());
@@ -481,7 +496,7 @@ mod tests {
     #[test]
     fn what_a_correct_retry_could_change_is_not_kept() {
         for (status, kept) in
-            [(200, true), (301, true), (400, true), (422, true), (401, false), (404, false), (500, false)]
+            [(200, true), (301, true), (400, true), (422, true), (401, false), (404, false), (500, false), (999, false)]
         {
             assert_eq!((Policy::api(caller::shared()).keeps)(StatusCode::from_u16(status).unwrap()), kept);
         }

@@ -6,7 +6,7 @@
 //! version  u8    1
 //! flags    u8    1: tombstone, 2: trailers
 //! status   u16
-//! headers  u16 count, then for each: u16 length, name, u32 length, value
+//! headers  u16 count, then for each: u16 length, name, u32 length, value; the first bit of the latter: it is sensitive
 //! trailers as headers, where flagged
 //! body     u32 length, bytes, to the end; none in a tombstone
 //! ```
@@ -22,6 +22,12 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use crate::store::{Entry, State};
 
 const VERSION: u8 = 1;
+
+/// How many values of headers, or of trailers, a record may have, and how long each may be.
+const MAX_HEADERS: usize = u16::MAX as usize;
+const MAX_VALUE: usize = SENSITIVE as usize - 1;
+
+const SENSITIVE: u32 = 1 << 31;
 
 const TOMBSTONE: u8 = 1;
 const TRAILERS: u8 = 2;
@@ -51,6 +57,21 @@ pub(crate) struct UnreadableRecord(&'static str);
 // === impl Record ===
 
 impl Record {
+    /// The record, or where it could not be encoded, that there was one.
+    pub(crate) fn fitting(self) -> Self {
+        let fits = |headers: &HeaderMap| {
+            headers.len() <= MAX_HEADERS && headers.values().all(|value| value.len() <= MAX_VALUE)
+        };
+        let trailers = match &self.content {
+            Content::Kept { trailers, .. } => trailers.as_ref(),
+            Content::Tombstone => None,
+        };
+        match fits(&self.headers) && trailers.is_none_or(fits) {
+            true => self,
+            false => Self { status: self.status, headers: HeaderMap::new(), content: Content::Tombstone },
+        }
+    }
+
     pub(crate) fn encode(&self) -> Bytes {
         let empty = Bytes::new();
         let (body, trailers, tombstone) = match &self.content {
@@ -100,13 +121,15 @@ impl Record {
     }
 }
 
+/// A record of more or longer headers is never made: see [`Record::fitting`].
 fn put_headers(out: &mut BytesMut, headers: &HeaderMap) {
-    // An `http::HeaderMap` has at most 2¹⁵ values, and names of less than 2¹⁶ bytes.
     out.put_u16(u16::try_from(headers.len()).unwrap_or(u16::MAX));
     for (name, value) in headers {
+        // An `http::HeaderName` has less than 2¹⁶ bytes.
         out.put_u16(u16::try_from(name.as_str().len()).unwrap_or(u16::MAX));
         out.put_slice(name.as_str().as_bytes());
-        out.put_u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
+        let sensitive = if value.is_sensitive() { SENSITIVE } else { 0 };
+        out.put_u32(u32::try_from(value.len()).unwrap_or(u32::MAX) | sensitive);
         out.put_slice(value.as_bytes());
     }
 }
@@ -119,9 +142,11 @@ fn get_headers(rest: &mut Bytes) -> Result<HeaderMap, UnreadableRecord> {
         let length = rest.try_get_u16().map_err(|_| cut)?;
         let name = take(rest, usize::from(length))?;
         let length = rest.try_get_u32().map_err(|_| cut)?;
-        let value = take(rest, length as usize)?;
+        let value = take(rest, (length & !SENSITIVE) as usize)?;
         let name = HeaderName::from_bytes(&name).map_err(|_| UnreadableRecord("a header name is none"))?;
-        let value = HeaderValue::from_maybe_shared(value).map_err(|_| UnreadableRecord("a header value is none"))?;
+        let mut value =
+            HeaderValue::from_maybe_shared(value).map_err(|_| UnreadableRecord("a header value is none"))?;
+        value.set_sensitive(length & SENSITIVE != 0);
         headers.try_append(name, value).map_err(|_| UnreadableRecord("it has too many headers"))?;
     }
     Ok(headers)

@@ -29,6 +29,7 @@ use crate::ledger::Ledger;
 use crate::policy::{OnStoreError, Policy};
 use crate::record::Record;
 use crate::rejection::Rejection;
+use crate::store::MAX_DURATION;
 use crate::telemetry::{self, Outcome, PassedThrough, Report};
 
 /// A service behind an [`IdempotencyLayer`](crate::IdempotencyLayer). See the [crate docs](crate) for an example.
@@ -169,7 +170,7 @@ impl<S> Idempotency<S> {
         }
     }
 
-    /// Passes a request on as if the layer were not there, except that no wait is without an end.
+    /// Passes a request on as if the layer were not there, except that no wait is without an end, unless it is not to be there.
     async fn run_unprotected<B, R>(
         mut self,
         head: request::Parts,
@@ -180,7 +181,8 @@ impl<S> Idempotency<S> {
     where
         S: Service<Request<RequestBody<B>>, Response = Response<R>>,
     {
-        match timeout(self.policy.ready_timeout, poll_fn(|cx| self.inner.poll_ready(cx))).await {
+        let patience = if self.policy.enabled { self.policy.ready_timeout } else { MAX_DURATION };
+        match timeout(patience, poll_fn(|cx| self.inner.poll_ready(cx))).await {
             Ok(ready) => ready?,
             Err(_) => return Ok(self.refuse(Rejection::InnerNotReady, report)),
         }

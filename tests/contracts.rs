@@ -6,8 +6,8 @@ mod common;
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,14 +17,14 @@ use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
-use tower::{Layer as _, ServiceExt as _, service_fn};
+use tower::{BoxError, Layer as _, ServiceExt as _, service_fn};
 use tower_idempotency::key::{header, json};
 use tower_idempotency::store::{Claim, Forgotten, State, Store as _};
 use tower_idempotency::{
     Attempt, IdempotencyLayer, Ledger, MemoryStore, OnStoreError, Rejection, Replay, RequestBody, caller,
 };
 
-use common::app::{Answer, App, Body, Incoming, answer, body, chunk, echoing, event, frames, order};
+use common::app::{Answer, App, Body, Incoming, answer, attempt, body, chunk, echoing, event, frames, order};
 use common::stores::{Fault, Step, Stores};
 
 fn ledger() -> Ledger {
@@ -404,6 +404,90 @@ async fn a_finished_key_is_not_kept_alive_by_a_client_that_is_slow_to_take_the_e
     assert_eq!(app.runs(), 2, "its retention is over");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_response_of_more_headers_than_a_record_has_room_for_leaves_a_tombstone() {
+    let app = App::new(&webhook(), |_, _| async {
+        let mut response = answer(200, "body")?;
+        for _ in 0..70_000 {
+            response.headers_mut().append("x-a", HeaderValue::from_static("1"));
+        }
+        Ok(response)
+    });
+    let first = app.send(event("e")).await;
+    assert_eq!((first.headers.get_all("x-a").iter().count(), first.is_stored()), (70_000, false));
+    let again = app.send(event("e")).await;
+    assert_eq!((again.status.as_u16(), again.is_replayed(), app.runs()), (200, true, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_sensitive_is_sensitive_when_it_is_told_again() {
+    let app = App::new(&webhook(), |_, _| async {
+        let mut response = answer(200, "body")?;
+        let mut token = HeaderValue::from_static("secret");
+        token.set_sensitive(true);
+        response.headers_mut().insert("x-token", token);
+        Ok(response)
+    });
+    for _ in 0..2 {
+        let headers = app.send(event("e")).await.headers;
+        assert!(headers["x-token"] == "secret" && headers["x-token"].is_sensitive());
+    }
+    assert_eq!(app.runs(), 1);
+}
+
+/// A service that is ready after so many failures.
+#[derive(Clone)]
+struct Fragile {
+    failures: Arc<AtomicU32>,
+    numbers: Arc<Mutex<Vec<u32>>>,
+}
+
+impl tower::Service<Incoming> for Fragile {
+    type Response = Response<Body>;
+    type Error = BoxError;
+    type Future = std::future::Ready<Result<Response<Body>, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), BoxError>> {
+        let failing = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        std::task::Poll::Ready(if failing.is_ok() { Err("not ready".into()) } else { Ok(()) })
+    }
+
+    fn call(&mut self, request: Incoming) -> Self::Future {
+        self.numbers.lock().unwrap().push(attempt(&request).number());
+        std::future::ready(answer(200, "ready"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_whose_service_was_never_ready_is_not_counted() {
+    let fragile = Fragile { failures: Arc::new(AtomicU32::new(2)), numbers: Arc::default() };
+    let service = webhook().layer(fragile.clone());
+    for _ in 0..2 {
+        let failed = service.clone().oneshot(event("e")).await;
+        assert_eq!(failed.expect_err("it is not ready").to_string(), "not ready");
+    }
+    assert_eq!(service.clone().oneshot(event("e")).await.unwrap().status(), 200);
+    assert_eq!(*fragile.numbers.lock().unwrap(), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_is_switched_off_waits_for_its_service_as_long_as_that_takes() {
+    for (enabled, waits) in [(true, false), (false, true)] {
+        let busy = tower::service_fn(|_: Incoming| async {
+            sleep(Duration::from_secs(20)).await;
+            answer(200, "done")
+        });
+        let busy = tower::limit::ConcurrencyLimit::new(busy, 1);
+        let service = webhook().enabled(enabled).layer(busy);
+        let request = || Request::get("/").body(body("")).unwrap();
+        let first = tokio::spawn(service.clone().oneshot(request()));
+        tokio::task::yield_now().await;
+        let second = service.oneshot(request()).await.unwrap().status();
+        assert_eq!(second == 200, waits, "{second}");
+        assert_eq!(first.await.unwrap().unwrap().status(), 200);
+    }
+}
+
 // Steering.
 
 #[tokio::test(start_paused = true)]
@@ -425,6 +509,16 @@ async fn a_handler_steers_what_becomes_of_its_outcome() {
     assert!(!app.send(event("not")).await.is_stored());
     assert_eq!(app.send(event("not")).await.body, "run 3");
 
+    let failing = App::new(&webhook(), |request: Incoming, _| async move {
+        attempt(&request).already_applied();
+        let mut response = answer(503, "later")?;
+        response.headers_mut().insert("retry-after", HeaderValue::from_static("120"));
+        Ok(response)
+    });
+    for _ in 0..2 {
+        let applied = failing.send(event("applied")).await;
+        assert_eq!((applied.status.as_u16(), applied.headers.get("retry-after")), (200, None), "it has not failed");
+    }
     for _ in 0..2 {
         let applied = app.send(event("applied")).await;
         assert_eq!((applied.status.as_u16(), applied.is_replayed(), &applied.body[..]), (200, true, &b""[..]));

@@ -218,6 +218,21 @@ async fn a_missing_key_is_warned_of_once_per_layer() {
     assert_eq!(ear.0.lock().unwrap().iter().filter(|event| event.contains_key("message")).count(), 1);
 }
 
+/// A layer that is made of another has requests of its own.
+#[tokio::test(start_paused = true)]
+async fn layers_made_of_one_warn_each_for_itself() {
+    let base = IdempotencyLayer::webhook(&Stores::memory().ledger(), header("X-Id"));
+    let layers = [base.clone().key(header("X-Order")), base.clone().key(header("X-Invoice")), base];
+    let apps = layers.map(|layer| App::new(&layer, |_, _| async { answer(200, "") }));
+    let ear = listening(async || {
+        for app in apps.iter().chain(&apps) {
+            app.send(Request::post("/").body(body("")).unwrap()).await;
+        }
+    })
+    .await;
+    assert_eq!(ear.0.lock().unwrap().iter().filter(|event| event.contains_key("message")).count(), 3);
+}
+
 #[tokio::test]
 async fn an_attempt_runs_in_the_span_of_its_caller() {
     let _guard = tracing::subscriber::set_default(tracing_subscriber::registry());

@@ -179,6 +179,11 @@ impl<R, E> Client<R, E> {
         self.report.close(Outcome::Refused(refusal));
     }
 
+    pub(super) fn fail(mut self, error: E) {
+        self.reply(Reply::Error(error));
+        self.close(Executed::Error, Pursued::Held);
+    }
+
     pub(super) fn close(self, executed: Executed, pursued: Pursued) {
         self.report.close(Outcome::Executed(match pursued {
             Pursued::Held => executed,

@@ -14,7 +14,7 @@ use crate::fingerprint::Fingerprint;
 use crate::key::{Key, Keys};
 use crate::ledger::{Ledger, bounded_by};
 use crate::store::erased::StoreFuture;
-use crate::store::{Claim, Claimed, Hold, State, StoreError};
+use crate::store::{Claim, Claimed, Entry, Hold, MIN_DURATION, State, StoreError};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::telemetry;
 
@@ -76,17 +76,18 @@ impl Lease {
         match &mut asked {
             Asked::Acquired(lease) => lease.previous = Some(Box::new(previous)),
             // Whoever ran it knew only the current key: now the previous one tells, too.
-            Asked::Done { fingerprint, record } => previous.hand_on(*fingerprint, record).await,
+            Asked::Done { fingerprint, record } => previous.hand_on(keys.current, *fingerprint, record).await,
             // Without both, the one is dropped and given back.
             Asked::Mismatch | Asked::Running { .. } => {}
         }
         Ok(asked)
     }
 
-    /// Ends the claim with the outcome of another.
-    async fn hand_on(mut self, fingerprint: Option<Fingerprint>, record: &Bytes) {
+    /// Ends the claim with the outcome under another key, for as long as it is kept there.
+    async fn hand_on(mut self, from: Key, fingerprint: Option<Fingerprint>, record: &Bytes) {
         self.claim.fingerprint = fingerprint;
-        if self.complete(record, self.claim.retention, Duration::ZERO).await == Pursued::Held {
+        let Ok(Some(Entry { expires_in, .. })) = self.ledger.lookup(&from).await else { return };
+        if self.complete(record, expires_in.max(MIN_DURATION), Duration::ZERO).await == Pursued::Held {
             self.begin();
         }
     }

@@ -76,6 +76,8 @@ enum Ran<R, E> {
     /// A response that declares that it does not end.
     Endless(response::Parts, R),
     Error(E),
+    /// The inner service cannot be called any more.
+    NeverReady(E),
     NotReady,
     /// Too large or too slow to be kept: what has been read, and the rest.
     Streaming(response::Parts, Bytes, Pin<Box<R>>),
@@ -154,7 +156,9 @@ impl Run {
         match ran.await {
             Err(panic) => self.release(retention, Some(Reply::Panic(panic)), client, Executed::Panicked).await,
             Ok(Ran::Error(error)) => self.release(retention, Some(Reply::Error(error)), client, Executed::Error).await,
+            // The lease is still adrift: given up without having run, it is not counted.
             Ok(Ran::NotReady) => client.refuse(&self.policy, Rejection::InnerNotReady),
+            Ok(Ran::NeverReady(error)) => client.fail(error),
             Ok(Ran::Unkept(head, body)) => {
                 let remember = self.policy.remembers(head.status);
                 let mut response = Response::from_parts(head, ResponseBody::inner(body));
@@ -180,14 +184,16 @@ impl Run {
             }
             Ok(Ran::AlreadyApplied(mut head)) => {
                 if !head.status.is_success() {
+                    // What was said of a failure is not true of the outcome.
                     head.status = StatusCode::OK;
+                    head.headers.clear();
                 }
-                let record = self.policy.keeping.tombstone(&head);
+                let record = self.policy.tombstone(&head);
                 let response = self.policy.replay(&record).unwrap_or_else(|refusal| self.policy.refuse(refusal));
                 self.complete(record, response, client, Executed::AlreadyApplied).await;
             }
             Ok(Ran::Endless(head, body)) => {
-                let record = self.policy.keeping.tombstone(&head);
+                let record = self.policy.tombstone(&head);
                 let response = unstored(Response::from_parts(head, ResponseBody::inner(body)));
                 self.complete(record, response, client, Executed::Tombstone).await;
             }
@@ -204,8 +210,7 @@ impl Run {
     {
         match timeout(self.policy.ready_timeout, poll_fn(|cx| inner.poll_ready(cx))).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Ran::Error(error),
-            // The lease is still adrift: given up without having run, it is not counted.
+            Ok(Err(error)) => return Ran::NeverReady(error),
             Err(_) => return Ran::NotReady,
         }
         self.lease.begin();

@@ -33,7 +33,7 @@ impl Run {
         R: Body<Data = Bytes>,
         R::Error: Into<BoxError>,
     {
-        let record = self.policy.keeping.tombstone(&head);
+        let record = self.policy.tombstone(&head);
         let left = rest.size_hint().exact().map(|rest| rest + data.len() as u64).or_else(|| announced(&head));
         let (sender, pieces) = mpsc::channel(1);
         client.reply(Reply::Response(unstored(Response::from_parts(head, ResponseBody::piped(pieces, left)))));

@@ -12,6 +12,7 @@ use multer::{Field, Multipart};
 use percent_encoding::percent_decode;
 
 use super::{Found, Malformed, Part};
+use crate::media_type;
 
 /// How many parts a multipart body may have.
 const MAX_PARTS: usize = 1024;
@@ -32,21 +33,14 @@ pub(super) fn query(uri: &Uri, name: &str) -> Found {
 /// others.
 pub(super) fn select(headers: &HeaderMap, body: &Bytes, fields: &[String]) -> Vec<Found> {
     let mut found = vec![Ok(None); fields.len()];
-    let content_type = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    if is(content_type, b"multipart/form-data") {
-        if let Err(unreadable) = multipart(content_type, body, fields, &mut found) {
+    if media_type::is(headers, b"multipart/form-data") {
+        if let Err(unreadable) = multipart(headers, body, fields, &mut found) {
             found.fill(Err(unreadable));
         }
-    } else if is(content_type, b"application/x-www-form-urlencoded") || body.iter().all(is_of_a_query) {
+    } else if media_type::is(headers, b"application/x-www-form-urlencoded") || body.iter().all(is_of_a_query) {
         urlencoded(body, fields, &mut found);
     }
     found.into_iter().map(|value| value.map(part)).collect()
-}
-
-/// Whether this is the media type, whatever its parameters are.
-fn is(content_type: &[u8], media_type: &[u8]) -> bool {
-    let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
-    essence.trim_ascii().eq_ignore_ascii_case(media_type)
 }
 
 /// RFC 3986 §3.4. A text inside JSON has a quote before it, and one inside XML an angle bracket: neither is here.
@@ -91,8 +85,9 @@ fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
     percent_decode(text).into()
 }
 
-fn multipart(content_type: &[u8], body: &Bytes, fields: &[String], found: &mut [Value]) -> Result<(), Malformed> {
+fn multipart(headers: &HeaderMap, body: &Bytes, fields: &[String], found: &mut [Value]) -> Result<(), Malformed> {
     let unreadable = Malformed("the body is not the multipart form that it is declared to be");
+    let content_type = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     let boundary = std::str::from_utf8(content_type).ok().and_then(|text| multer::parse_boundary(text).ok());
     let whole = stream::once(ready(Ok::<_, Infallible>(body.clone())));
     let mut form = Multipart::new(whole, boundary.ok_or(unreadable)?);

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::time::sleep;
 
-use super::{Claim, Claimed, Forgotten, Hold, State, Store};
+use super::{Claim, ClaimId, Claimed, Forgotten, Hold, State, Store};
 use crate::fingerprint::Fingerprint;
 use crate::key::Key;
 
@@ -435,7 +435,12 @@ pub async fn a_forgotten_key_runs_again<S: Store>(store: &S) {
     assert_eq!(store.complete(&key, &held, RECORD).await.unwrap(), Hold::Held);
     assert_eq!(store.forget(&key, false).await.unwrap(), Forgotten::Forgotten);
     assert_eq!(store.complete(&key, &held, RECORD).await.unwrap(), Hold::Lost, "a late completion");
-    assert_eq!(acquire(store, &key, LONG).await.attempt, 2);
+    let corrected = Claim { fingerprint: Some(Fingerprint::from_bytes([7; 16])), refuse_other: true, ..claim(LONG) };
+    let acquired = Claimed::Acquired { attempt: 2 };
+    assert_eq!(store.claim(&key, &corrected).await.unwrap(), acquired, "whatever it brings");
+    assert_eq!(store.release(&key, &Claim { attempt: 2, ..corrected.clone() }, LONG).await.unwrap(), Hold::Held);
+    let another = Claim { id: ClaimId::random(), fingerprint: None, ..corrected };
+    assert_eq!(store.claim(&key, &another).await.unwrap(), Claimed::Mismatch, "it was forgotten once");
 }
 
 /// And the attempt that is forced out cannot finish any more.

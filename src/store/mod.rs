@@ -71,7 +71,8 @@ pub trait Store: Send + Sync + 'static {
     /// What is known of a key. For operators; it never decides who runs.
     fn lookup(&self, key: &Key) -> impl Future<Output = Result<Option<Entry>, StoreError>> + Send;
 
-    /// Makes a key free, so that its next delivery runs. A running key only with `force`, since it may then run twice.
+    /// Makes a key free, so that its next delivery runs, whatever its fingerprint is. A running key only with `force`, since it
+    /// may then run twice.
     ///
     /// A key made free is remembered for its retention.
     fn forget(&self, key: &Key, force: bool) -> impl Future<Output = Result<Forgotten, StoreError>> + Send;

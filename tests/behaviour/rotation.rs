@@ -19,6 +19,7 @@ on_every_store! {
     a_failure_frees_both_keys_and_both_are_renewed
     a_row_under_the_previous_key_is_found
     an_outcome_under_the_current_key_is_handed_on
+    an_outcome_that_is_handed_on_is_kept_no_longer
     an_event_is_forgotten_under_both_keys
 }
 
@@ -130,6 +131,19 @@ async fn an_outcome_under_the_current_key_is_handed_on(stores: Stores) {
     assert_eq!(stores.calls(Step::Claim), asked + 1, "the previous key tells, too");
     assert!(old.send(event("e")).await.is_replayed());
     assert_eq!([old.runs(), both.runs(), new.runs()], [0, 0, 1]);
+}
+
+/// It is as old under the one key as under the other.
+async fn an_outcome_that_is_handed_on_is_kept_no_longer(stores: Stores) {
+    let short = |layer: IdempotencyLayer| layer.retention(Duration::from_secs(2));
+    let new = counting(&short(webhook(&stores.ledger()).secret(NEW)), 200);
+    let both = counting(&short(webhook(&stores.ledger()).secret(NEW).previous_secret(OLD)), 200);
+    new.send(event("e")).await;
+    sleep(Duration::from_millis(1500)).await;
+    assert!(both.send(event("e")).await.is_replayed());
+    sleep(Duration::from_secs(1)).await;
+    assert!(!both.send(event("e")).await.is_replayed());
+    assert_eq!((new.runs(), both.runs()), (1, 1));
 }
 
 async fn an_event_is_forgotten_under_both_keys(stores: Stores) {

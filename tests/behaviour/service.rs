@@ -18,6 +18,7 @@ use crate::common::until;
 
 on_every_store! {
     k07_a_key_that_is_forgotten_runs_again
+    k07_a_key_that_is_forgotten_runs_again_with_another_payload_too
     k09_a_layer_that_is_switched_off_asks_no_store
     k11_routes_have_rules_of_their_own_on_one_store
     k14_hooks_that_panic_change_no_answer
@@ -57,6 +58,16 @@ async fn k07_a_key_that_is_forgotten_runs_again(stores: Stores) {
     assert_eq!(app.send(order("k", "1")).await.body, "run 1");
     assert_eq!(ledger.forget(&key_of(&layer, order("k", "1")), false).await.unwrap(), Forgotten::Forgotten);
     assert_eq!(app.send(order("k", "1")).await.body, "run 2");
+}
+
+async fn k07_a_key_that_is_forgotten_runs_again_with_another_payload_too(stores: Stores) {
+    let ledger = stores.ledger();
+    let layer = api(&ledger);
+    let app = counting(&layer, 201);
+    app.send(order("k", "1")).await;
+    ledger.forget(&key_of(&layer, order("k", "1")), false).await.unwrap();
+    assert_eq!(app.send(order("k", "corrected")).await.body, "run 2");
+    assert_eq!(app.send(order("k", "1")).await.status, 422, "it is the payload of the key now");
 }
 
 async fn k09_a_layer_that_is_switched_off_asks_no_store(stores: Stores) {

@@ -109,6 +109,11 @@ fn a_header_key_of_any_bytes_is_one_value_or_none() {
 }
 
 #[test]
+fn a_payload_of_any_bytes_is_the_same_when_it_comes_again() {
+    try_all("payload", targets::payload);
+}
+
+#[test]
 fn a_connection_of_any_bytes_is_answered_to_its_end() {
     try_all("request", targets::request);
 }

@@ -13,6 +13,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use tokio::runtime::{Builder, Runtime};
@@ -20,7 +21,7 @@ use tokio::time::timeout;
 use tower::{Layer as _, Service as _, service_fn};
 use tower_idempotency::key::{HeaderSyntax, Json, Key, form, header, headers, json, query};
 use tower_idempotency::store::{Claim, Claimed, Store as _};
-use tower_idempotency::{Attempt, IdempotencyLayer, Ledger, MemoryStore, RequestBody, caller};
+use tower_idempotency::{Attempt, IdempotencyLayer, Ledger, MemoryStore, RequestBody, caller, fingerprint};
 
 /// No input takes longer to be answered than the patience of all parts together.
 const LONG: Duration = Duration::from_secs(600);
@@ -57,7 +58,7 @@ pub(crate) fn record(input: &[u8]) {
                 panic!("it was seen, and was run") as Result<Response<Full<Bytes>>, Infallible>
             };
             // The record has no fingerprint, which is another payload to an api.
-            let mut service = layer.fingerprint(tower_idempotency::fingerprint::ignored()).layer(service_fn(handler));
+            let mut service = layer.fingerprint(fingerprint::ignored()).layer(service_fn(handler));
             let response = service.call(request().body(Full::default()).unwrap()).await.unwrap();
             let (head, body) = response.into_parts();
             let is_replay = head.headers.get("idempotent-replayed").is_some_and(|replayed| replayed == "true");
@@ -131,6 +132,40 @@ pub(crate) fn header_key(input: &[u8]) {
         let is_text = |value: &HeaderValue| value.as_bytes().iter().all(|byte| matches!(byte, b' '..=b'~' | b'\t'));
         assert!(values.iter().all(is_text), "{values:?}");
     }
+}
+
+/// A payload that comes again: as it was, and with white space around it.
+pub(crate) fn payload(input: &[u8]) {
+    let as_json = fingerprint::json().except(&["$.sent_at", "$.items[-1]"]);
+    let is_json = serde_json::from_slice::<IgnoredAny>(input).is_ok() && str::from_utf8(input).is_ok();
+    for (payload, ignores_space) in [(fingerprint::whole(), false), (as_json, true), (fingerprint::ignored(), true)] {
+        let layer = IdempotencyLayer::api(&ledger(), caller::shared()).fingerprint(payload);
+        let mut service = layer.layer(service_fn(|_: Request<RequestBody<Full<Bytes>>>| async {
+            Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+        }));
+        let spaced = [b" ", input, b"\r\n"].concat();
+        let statuses = runtime().block_on(async {
+            let mut statuses = Vec::new();
+            for body in [input.to_vec(), input.to_vec(), spaced] {
+                let request = Request::post("/").header("idempotency-key", "k").body(Full::from(body)).unwrap();
+                statuses.push(service.call(request).await.unwrap().status().as_u16());
+            }
+            statuses
+        });
+        assert_eq!(statuses[..2], [200, 200], "it is the same");
+        assert!(statuses[2] == 200 || statuses[2] == 422);
+        // A text may be too deep or too strange to be compared as JSON.
+        assert!(statuses[2] == 422 || ignores_space, "white space counts where bytes are compared");
+        assert!(
+            statuses[2] == 200 || !ignores_space || !is_json || is_strange(input),
+            "white space is no other payload"
+        );
+    }
+}
+
+/// Whether JSON is nested, or escaped, in ways in which it is compared by its bytes.
+fn is_strange(input: &[u8]) -> bool {
+    input.iter().filter(|byte| b"[{".contains(byte)).count() > 32 || input.contains(&b'\\')
 }
 
 /// All that a client sends on one connection.

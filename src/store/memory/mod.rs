@@ -225,7 +225,7 @@ impl Store for MemoryStore {
         let free = match slots.get(key, now) {
             None => return Ok(Forgotten::Absent),
             Some(slot) if slot.is_live(now) && !force => return Ok(Forgotten::Running),
-            Some(slot) => slot.freed(slot.retention, now),
+            Some(slot) => Slot { forgotten: true, ..slot.freed(slot.retention, now) },
         };
         slots.put(key, free, &self.used);
         drop(slots);

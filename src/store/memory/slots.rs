@@ -35,6 +35,8 @@ pub(super) struct Slot {
     pub(super) attempt: u32,
     pub(super) retention: Duration,
     pub(super) fingerprint: Option<Fingerprint>,
+    /// Made free by an operator: whatever comes next is taken, whatever its fingerprint is.
+    pub(super) forgotten: bool,
     /// An attempt before this one died or failed, and is to be remembered for the retention.
     pub(super) remembered: bool,
     pub(super) phase: Phase,
@@ -73,6 +75,7 @@ impl Slot {
             attempt,
             retention: claim.retention,
             fingerprint: claim.fingerprint,
+            forgotten: false,
             remembered: false,
             phase: Phase::Running { lease_until },
             // Outlives its lease, so that the attempt number and the fingerprint outlive a crash.
@@ -99,7 +102,7 @@ impl Slot {
         let fingerprint = self.fingerprint;
         Judged::Answer(match &self.phase {
             Phase::Running { .. } if self.id == claim.id => Claimed::Acquired { attempt: self.attempt },
-            _ if claim.refuse_other && fingerprint != claim.fingerprint => Claimed::Mismatch,
+            _ if claim.refuse_other && !self.forgotten && fingerprint != claim.fingerprint => Claimed::Mismatch,
             Phase::Done(record) => Claimed::Done { fingerprint, record: record.clone() },
             // Its own claim, released: this sending of it is late.
             Phase::Free if self.id == claim.id => Claimed::Running { fingerprint, lease_left: Duration::ZERO },

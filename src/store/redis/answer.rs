@@ -20,7 +20,7 @@ pub(super) fn judge(value: Bytes, claim: &Claim) -> Result<Option<Claimed>, Stor
     let mine = value.id == *claim.id.as_bytes();
     Ok(match value.phase {
         Phase::Running if mine => Some(Claimed::Acquired { attempt: value.attempt }),
-        _ if claim.refuse_other && fingerprint != claim.fingerprint => Some(Claimed::Mismatch),
+        _ if claim.refuse_other && !value.forgotten && fingerprint != claim.fingerprint => Some(Claimed::Mismatch),
         Phase::Done => Some(Claimed::Done { fingerprint, record: value.record }),
         Phase::Free if mine => Some(Claimed::Running { fingerprint, lease_left: Duration::ZERO }),
         Phase::Free | Phase::Running => None,

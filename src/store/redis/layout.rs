@@ -5,7 +5,7 @@
 //! ```text
 //!  0   2  "ti"
 //!  2   1  state: R running, D done, F free
-//!  3   1  1 where there is a fingerprint, else 0
+//!  3   1  1 where there is a fingerprint, 0 where there is none, 2 where the key was forgotten and any will do
 //!  4  16  claim id
 //! 20   4  attempt, big-endian; 0 for a claim that was given up before it ran
 //! 24   8  retention in ms, big-endian
@@ -27,6 +27,9 @@ use crate::store::{Claim, ClaimId};
 
 const MAGIC: &[u8; 2] = b"ti";
 const HEADER_LEN: usize = 49;
+
+/// In the place of whether there is a fingerprint.
+const FORGOTTEN: u8 = 2;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Phase {
@@ -52,6 +55,7 @@ pub(super) struct Value {
     pub(super) id: [u8; ClaimId::LEN],
     pub(super) attempt: u32,
     pub(super) fingerprint: Option<Fingerprint>,
+    pub(super) forgotten: bool,
     pub(super) record: Bytes,
 }
 
@@ -83,7 +87,7 @@ pub(super) fn decode(mut value: Bytes) -> Result<Value, Corrupt> {
         b'R' => Phase::Running,
         _ => return Err(Corrupt),
     };
-    let has_fingerprint = value.get_u8() == 1;
+    let compared = value.get_u8();
     let mut id = [0; ClaimId::LEN];
     value.copy_to_slice(&mut id);
     let attempt = value.get_u32();
@@ -91,8 +95,8 @@ pub(super) fn decode(mut value: Bytes) -> Result<Value, Corrupt> {
     let mut fingerprint = [0; Fingerprint::LEN];
     value.copy_to_slice(&mut fingerprint);
     let _remembered = value.get_u8();
-    let fingerprint = has_fingerprint.then(|| Fingerprint::from_bytes(fingerprint));
-    Ok(Value { phase, id, attempt, fingerprint, record: value })
+    let fingerprint = (compared == 1).then(|| Fingerprint::from_bytes(fingerprint));
+    Ok(Value { phase, id, attempt, fingerprint, forgotten: compared == FORGOTTEN, record: value })
 }
 
 /// At least 1, since Redis knows no shorter life.

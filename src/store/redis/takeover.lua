@@ -6,7 +6,8 @@ if not gone then
     if state == 'R' then return {'acquired', attempt} end
     return {'running', head, 0} -- a claim that was released and comes late
   end
-  if ARGV[4] == '1' and fingerprint_of(head) ~= fingerprint_of(ARGV[1]) then return {'mismatch'} end
+  local refused = ARGV[4] == '1' and head:byte(4) ~= 2 -- not of a key that was forgotten
+  if refused and fingerprint_of(head) ~= fingerprint_of(ARGV[1]) then return {'mismatch'} end
   if state == 'R' then
     local ttl = redis.call('PTTL', KEYS[1])
     if ttl < 0 then -- somebody removed the deadline: nobody knows when the lease began, so it begins now
