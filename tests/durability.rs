@@ -6,10 +6,12 @@ mod common;
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use redis::AsyncCommands as _;
 use tokio::time::Instant;
-use tower_idempotency::key::header;
+use tower_idempotency::key::{Key, header};
 use tower_idempotency::store::redis::Durability;
+use tower_idempotency::store::{Claim, Claimed, Hold, Store as _};
 use tower_idempotency::{IdempotencyLayer, Ledger, RedisStore};
 
 use common::app::{App, answer, event};
@@ -17,7 +19,9 @@ use common::proxy::Proxy;
 use common::redis::RedisServer;
 use common::until;
 
-const REPLICATED: Durability = Durability::Replicated { replicas: 1, timeout: Duration::from_millis(300) };
+const LONG: Duration = Duration::from_secs(60);
+
+const REPLICATED: Durability = Durability::Replicated { replicas: 1, timeout: Duration::from_secs(1) };
 
 struct Pair {
     master: RedisServer,
@@ -54,7 +58,7 @@ async fn what_a_replica_has_counts() {
     let pair = Pair::start().await;
     let app = pair.app(REPLICATED);
     let first = app.send(event("e")).await;
-    assert!(first.status == 200 && first.is_stored());
+    assert!(first.status == 200 && first.is_stored(), "{first:?}");
     assert!(app.send(event("e")).await.is_replayed());
     let keys: Vec<String> = pair.replica.client().await.keys("idempotency:*").await.unwrap();
     assert_eq!(keys.len(), 1);
@@ -130,6 +134,51 @@ async fn a_claim_that_cannot_be_confirmed_is_given_up_and_leaves_no_key_behind()
     ledger.drain(Duration::from_secs(10)).await.unwrap();
     let other = pair.app(Durability::Master);
     assert_eq!(other.send(event("e")).await.status, 200, "the lease is not waited for");
+}
+
+#[tokio::test]
+async fn what_cannot_be_confirmed_is_no_outage() {
+    let pair = Pair::start().await;
+    let app = pair.app(REPLICATED);
+    assert_eq!(app.send(event("done")).await.status, 200);
+    let mut acl = redis::cmd("ACL");
+    acl.arg(&["SETUSER", "default", "-wait"]);
+    let () = acl.query_async(&mut pair.master.client().await).await.unwrap();
+    for n in 0..8 {
+        assert_eq!(app.send(event(&n.to_string())).await.status, 503);
+        assert!(app.send(event("done")).await.is_replayed(), "the circuit is closed");
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_that_too_few_replicas_have_is_tried_again() {
+    let pair = Pair::start().await;
+    let store = pair.master.store().durability(REPLICATED);
+    let (key, claim) = (Key::from([7; 24]), Claim::new(LONG, LONG));
+    assert!(matches!(store.claim(&key, &claim).await.unwrap(), Claimed::Acquired { .. }));
+    assert_eq!(store.renew(&key, &claim).await.unwrap(), Hold::Held);
+    pair.replica.freeze();
+    let error = store.renew(&key, &claim).await.unwrap_err();
+    assert!(!error.is_definite() && !error.is_outage(), "{error:?}");
+    pair.replica.thaw();
+    until(async || store.renew(&key, &claim).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn connections_that_idle_and_lead_nowhere_cost_one_request() {
+    let pair = Pair::start().await;
+    let proxy = Proxy::to(pair.master.port()).await;
+    let ledger = Ledger::new(RedisStore::new(&proxy.url()).unwrap().durability(REPLICATED));
+    let layer = IdempotencyLayer::webhook(&ledger.store_timeout(Duration::from_secs(2)), header("X-Id"));
+    let app = App::new(&layer, |_, _| async { answer(200, "ran") });
+    let burst = join_all((0..32).map(|n| app.send(event(&n.to_string())))).await;
+    assert!(burst.iter().all(|answer| answer.status == 200) && proxy.connections() > 4);
+    proxy.black_hole();
+    let mut refused = 0;
+    for n in 32..52 {
+        refused += u32::from(app.send(event(&n.to_string())).await.status != 200);
+    }
+    assert!(refused <= 1, "{refused} were refused");
 }
 
 #[tokio::test]

@@ -88,6 +88,8 @@ async fn who_is_strict_refuses_until_the_server_is_safe() {
     }
     set(&server, "maxmemory-policy", "noeviction").await;
     set(&server, "save", "3600 1").await;
+    assert_eq!(strict.send(event("snapshots")).await.status, 503, "a crash would lose what came since the last one");
+    set(&server, "appendonly", "yes").await;
     until(async || strict.send(event("e")).await.status == 200).await;
     assert_eq!(strict.runs(), 1);
 }

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +21,7 @@ use tower_idempotency::{Attempt, IdempotencyLayer, Ledger, OnStoreError, RedisSt
 use common::app::{App, answer, event};
 use common::proxy::Proxy;
 use common::redis::RedisServer;
+use common::until;
 
 const LONG: Duration = Duration::from_secs(60);
 /// What a request may take to be refused when Redis is down.
@@ -368,6 +371,64 @@ async fn a_server_that_was_demoted_is_left_and_one_without_a_successor_is_not_st
         assert!(promoted.elapsed() < Duration::from_secs(2), "the old server is not left");
         sleep(Duration::from_millis(10)).await;
     }
+}
+
+#[tokio::test]
+async fn a_master_that_its_replicas_have_left_is_left() {
+    let (old, new) = (RedisServer::start(), RedisServer::start());
+    let proxy = Proxy::to(old.port()).await;
+    let app = app(RedisStore::new(&proxy.url()).unwrap());
+    assert_eq!(app.send(event("before")).await.status, 200);
+    let mut set = redis::cmd("CONFIG");
+    set.arg(&["SET", "min-replicas-to-write", "1"]);
+    let () = set.query_async(&mut old.client().await).await.unwrap();
+    let refused = app.send(event("e")).await;
+    assert_eq!((refused.status.as_u16(), app.runs()), (503, 1), "it says NOREPLICAS");
+    // No connection is cut: what tells is that it does not write.
+    proxy.retarget(new.port());
+    until(async || app.send(event("e")).await.status == 200).await;
+    assert_eq!(app.runs(), 2);
+}
+
+#[tokio::test]
+async fn a_factory_that_learns_its_password_late_is_asked_again() {
+    let server = RedisServer::start_with(&["--requirepass", "late"]);
+    let (port, is_known) = (server.port(), Arc::new(AtomicBool::new(false)));
+    let known = Arc::clone(&is_known);
+    let app = app(RedisStore::from_factory(move || {
+        let password = if known.load(Ordering::SeqCst) { ":late@" } else { "" };
+        let url = format!("redis://{password}127.0.0.1:{port}/");
+        async move { redis::Client::open(url)?.get_multiplexed_async_connection().await }
+    }));
+    assert_eq!(app.send(event("e")).await.status, 503);
+    is_known.store(true, Ordering::SeqCst);
+    until(async || app.send(event("e")).await.status == 200).await;
+}
+
+#[tokio::test]
+async fn many_clients_that_leave_together_are_no_silence() {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port()).await;
+    let app = app(RedisStore::new(&proxy.url()).unwrap());
+    app.send(event("before")).await;
+    let before = proxy.connections();
+    for round in 0..5 {
+        let leaving: Vec<_> = (0..400).map(|n| tokio::spawn(app.send(event(&format!("{round}-{n}"))))).collect();
+        sleep(Duration::from_millis(1)).await;
+        leaving.iter().for_each(tokio::task::JoinHandle::abort);
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(proxy.connections(), before, "the connection was good all the time");
+}
+
+/// A server that does not know `HELLO` repeats what it was sent with it.
+#[tokio::test]
+async fn p9_a_password_is_in_no_error() {
+    let server = RedisServer::start_with(&["--rename-command", "HELLO", ""]);
+    let url = format!("redis://default:s3cr3t@127.0.0.1:{}/?protocol=resp3", server.port());
+    let store = RedisStore::new(&url).unwrap();
+    let error = claim(&store).await.1.unwrap_err();
+    assert!(!format!("{error:?} {store:?}").contains("s3cr3t"), "{error:?}");
 }
 
 #[tokio::test]

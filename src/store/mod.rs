@@ -192,6 +192,7 @@ pub struct StoreError {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Kind {
     Refused,
+    Unconfirmed,
     Unknown,
     Unreachable,
     Unreadable,
@@ -297,6 +298,11 @@ impl StoreError {
         Self { kind: Kind::Unknown, source: source.into() }
     }
 
+    /// The step has taken effect, and the store says that this may not last, as when too few replicas have it. The store lives.
+    pub fn unconfirmed(source: impl Into<BoxError>) -> Self {
+        Self { kind: Kind::Unconfirmed, source: source.into() }
+    }
+
     /// The step took no effect: the store refused it.
     pub fn refused(source: impl Into<BoxError>) -> Self {
         Self { kind: Kind::Refused, source: source.into() }
@@ -315,7 +321,7 @@ impl StoreError {
     /// Whether the step is known to have taken no effect.
     #[must_use]
     pub fn is_definite(&self) -> bool {
-        self.kind != Kind::Unknown
+        !matches!(self.kind, Kind::Unconfirmed | Kind::Unknown)
     }
 
     /// Whether the store gave no sign of life.
@@ -335,6 +341,7 @@ impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
             Kind::Refused => "the store refused",
+            Kind::Unconfirmed => "the store does not say that it lasts",
             Kind::Unknown => "the store did not answer",
             Kind::Unreachable => "the store cannot be reached",
             Kind::Unreadable => "what the store keeps cannot be read",

@@ -2,9 +2,13 @@
 //!
 //! The client's multiplexed connection is fast and never comes back once it is lost; it also cannot tell a server that
 //! is slow from one whose packets vanish. So it is replaced when it breaks, when it leads to a replica, and when two
-//! calls in a row have waited in vain. A cluster's connection repairs itself, but for a node that is silent, of which it
-//! learns nothing: it is replaced too, and serves the other nodes until then. Connecting is one task for all who wait for
-//! it, outlives their patience, and backs off with jitter.
+//! calls in a row have waited in vain.
+//!
+//! A cluster's connection repairs itself, but for a node that is silent, of which it learns nothing. Then another is made for
+//! the keys of that node alone, and takes the place of the first when it has got an answer for one of them: as long as the
+//! node is silent the new one is busy looking for it, and serves nobody well.
+//!
+//! Connecting is one task for all who wait for it, outlives their patience, and backs off with jitter.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,7 +20,9 @@ use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 use tokio::task::JoinError;
 use tokio::time::{Instant, sleep};
 
-use super::failure::{Failure, comes_before_any_effect, is_about_topology, is_from_replica, is_reply};
+use super::failure::{
+    Failure, comes_before_any_effect, is_about_topology, is_from_replica, is_reply, is_worth_leaving,
+};
 use super::inspect::Inspector;
 use super::link::Link;
 use super::topology::Topology;
@@ -48,6 +54,8 @@ pub(super) struct Connector {
 #[derive(Debug, Default)]
 struct State {
     current: Option<Connection>,
+    /// For those domains of a cluster that are silent on the current one.
+    candidate: Option<Connection>,
     connecting: Option<Connecting>,
     /// After a failure: the error, and until when it is the answer.
     failed: Option<(RedisError, Instant)>,
@@ -75,16 +83,18 @@ struct Health {
 #[derive(Clone, Copy, Default)]
 struct Domain {
     last_answer: Option<Instant>,
+    /// How many calls in a row have got no answer, for how long, and until when. Calls that wait together wait once.
     silent: u32,
     silent_for: Duration,
+    silent_until: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Verdict {
     Broken,
     Good,
-    /// Part of it does not answer.
-    Suspect,
+    /// It does not answer about these keys.
+    Silent,
 }
 
 /// A call under way. Dropped without an answer, it counts as silence.
@@ -93,6 +103,8 @@ struct Call<'a> {
     domain: usize,
     sent: Instant,
     answered: bool,
+    /// There is nothing to wait for.
+    failed: bool,
 }
 
 // === impl Connector ===
@@ -134,21 +146,34 @@ impl Connector {
         send: impl Fn(&dyn Link) -> BoxFuture<'a, RedisResult<T>>,
     ) -> Result<T, Failure> {
         let domain = usize::from(self.topology.domain(name));
-        let connection = self.connection().await.map_err(Failure::Unsent)?;
-        let first = match connection.call(domain, send(&*connection.link)).await {
-            Err(error) if connection.verdict() == Verdict::Broken => error,
+        let connection = self.connection(domain).await.map_err(Failure::Unsent)?;
+        let first = match self.call_on(&connection, domain, &send).await {
+            Err(error) if connection.verdict(domain) == Verdict::Broken => error,
             result => return result.map_err(|error| self.failure(error)),
         };
         if is_from_replica(&first) {
             lock(&self.state).leave(&connection, &first);
         }
-        let second = match self.connection().await {
-            Ok(connection) => {
-                connection.call(domain, send(&*connection.link)).await.map_err(|error| self.failure(error))
-            }
+        let second = match self.connection(domain).await {
+            Ok(connection) => self.call_on(&connection, domain, &send).await.map_err(|error| self.failure(error)),
             Err(error) => Err(Failure::Unsent(error)),
         };
         second.map_err(|second| self.failure(first).and_then(second))
+    }
+
+    async fn call_on<'a, T>(
+        &self,
+        connection: &Connection,
+        domain: usize,
+        send: &impl Fn(&dyn Link) -> BoxFuture<'a, RedisResult<T>>,
+    ) -> RedisResult<T> {
+        let result = connection.call(domain, send(&*connection.link)).await;
+        match &result {
+            Err(error) if is_worth_leaving(error) => self.leave(),
+            _ if self.topology.is_cluster() => lock(&self.state).promote(connection, domain),
+            _ => {}
+        }
+        result
     }
 
     fn failure(&self, error: RedisError) -> Failure {
@@ -157,23 +182,13 @@ impl Connector {
         if is_reply(&error) && is_first { Failure::Refused(error) } else { Failure::Unknown(error) }
     }
 
-    /// The connection, new where there is none that works.
-    async fn connection(&self) -> Result<Connection, RedisError> {
+    /// The connection for a domain, new where there is none that works.
+    async fn connection(&self, domain: usize) -> Result<Connection, RedisError> {
         let connecting = {
             let mut state = lock(&self.state);
-            let verdict = state.current.as_ref().map(Connection::verdict);
-            if verdict == Some(Verdict::Broken) || verdict == Some(Verdict::Suspect) && !self.topology.is_cluster() {
-                state.current = None;
-            }
-            if verdict == Some(Verdict::Suspect) && state.connecting.is_none() && !state.is_backing_off() {
-                // The nodes that answer are served by the old one meanwhile.
-                state.connecting = Some(self.connect());
-            }
-            match (&state.current, &state.connecting, &state.failed) {
-                (Some(current), _, _) => return Ok(current.clone()),
-                (None, Some(connecting), _) => connecting.clone(),
-                (None, None, Some((error, until))) if Instant::now() < *until => return Err(error.clone()),
-                (None, None, _) => state.connecting.insert(self.connect()).clone(),
+            match state.at_hand(domain, self.topology.is_cluster()) {
+                Some(at_hand) => return at_hand,
+                None => state.connecting.get_or_insert_with(|| self.connect()).clone(),
             }
         };
         connecting.await
@@ -222,25 +237,55 @@ async fn connect(topology: &Topology, inspector: Option<Arc<Inspector>>) -> Resu
 // === impl State ===
 
 impl State {
+    /// What there is for a domain without connecting: a connection, or the failure of the last attempt to make one.
+    fn at_hand(&mut self, domain: usize, is_cluster: bool) -> Option<Result<Connection, RedisError>> {
+        let is_good = |connection: &Connection| connection.verdict(domain) == Verdict::Good;
+        if !is_cluster {
+            self.current.take_if(|current| !is_good(current));
+        }
+        let is_backing_off = self.is_backing_off();
+        self.candidate.take_if(|candidate| !is_good(candidate) && !is_backing_off);
+        match (&self.current, &self.candidate, &self.connecting, &self.failed) {
+            (Some(current), _, _, _) if is_good(current) => Some(Ok(current.clone())),
+            (_, Some(candidate), _, _) => Some(Ok(candidate.clone())),
+            (_, None, Some(_), _) => None,
+            (Some(current), None, None, _) if is_backing_off => Some(Ok(current.clone())),
+            (None, None, None, Some((error, until))) if Instant::now() < *until => Some(Err(error.clone())),
+            _ => None,
+        }
+    }
+
     fn connected(&mut self, connected: &Result<Connection, RedisError>) {
         self.connecting = None;
         match connected {
             Ok(connection) => {
-                let replaced = self.current.replace(connection.clone()).is_some();
                 self.connected_at = Some(Instant::now());
                 self.failed = None;
-                if replaced {
-                    // It may be no better.
-                    self.backoff = LAST_BACKOFF;
+                match &mut self.current {
+                    None => self.current = Some(connection.clone()),
+                    Some(_) => {
+                        self.candidate = Some(connection.clone());
+                        // It may be no better.
+                        self.backoff = LAST_BACKOFF;
+                    }
                 }
             }
             Err(error) => self.back_off(error),
         }
     }
 
+    /// Puts a candidate in the place of a connection that did not get that answer.
+    fn promote(&mut self, connection: &Connection, domain: usize) {
+        if let Some(candidate) =
+            self.candidate.take_if(|candidate| candidate.is(connection) && candidate.answers(domain))
+        {
+            self.current = Some(candidate);
+        }
+    }
+
     /// Of all calls that fail on a connection, the first counts.
     fn leave(&mut self, connection: &Connection, error: &RedisError) {
-        if self.current.as_ref().is_some_and(|current| Arc::ptr_eq(&current.health, &connection.health)) {
+        if self.current.as_ref().is_some_and(|current| current.is(connection)) {
             self.back_off(error);
         }
     }
@@ -253,7 +298,7 @@ impl State {
 
     /// Pauses before the next attempt to connect: longer each time, unless a connection has been good for a while.
     fn back_off(&mut self, error: &RedisError) {
-        self.current.take_if(|current| current.verdict() == Verdict::Broken);
+        self.current.take_if(|current| lock(&current.health).broken);
         let was_good = self.connected_at.take().is_some_and(|at| at.elapsed() > LAST_BACKOFF);
         if was_good {
             self.backoff = Duration::ZERO;
@@ -272,24 +317,38 @@ impl Connection {
         Self { link, health: Arc::new(Mutex::new(Health { is_whole, broken: false, domains: Vec::new() })) }
     }
 
-    fn verdict(&self) -> Verdict {
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.health, &other.health)
+    }
+
+    fn verdict(&self, domain: usize) -> Verdict {
         let health = lock(&self.health);
         let is_silent = |domain: &Domain| domain.silent >= MAX_SILENT && domain.silent_for >= MAX_SILENCE;
         match health.broken {
             true => Verdict::Broken,
-            false if health.domains.iter().any(is_silent) => Verdict::Suspect,
+            false if health.domains.get(domain).is_some_and(is_silent) => Verdict::Silent,
             false => Verdict::Good,
         }
     }
 
+    /// Whether the last call about a domain was answered.
+    fn answers(&self, domain: usize) -> bool {
+        let health = lock(&self.health);
+        health.domains.get(domain).is_some_and(|domain| domain.silent == 0 && domain.last_answer.is_some())
+    }
+
     async fn call<T>(&self, domain: usize, call: BoxFuture<'_, RedisResult<T>>) -> RedisResult<T> {
-        let mut under_way = Call { connection: self, domain, sent: Instant::now(), answered: false };
+        let sent = Instant::now();
+        let mut under_way = Call { connection: self, domain, sent, answered: false, failed: false };
         let result = call.await;
         match &result {
-            Err(error) if is_reply(error) => under_way.answered(is_about_topology(error), is_from_replica(error)),
+            Err(error) if is_reply(error) => under_way.refused(error),
             Err(error) if error.is_timeout() => {}
-            Err(_) => lock(&self.health).fail(),
-            Ok(_) => under_way.answered(false, false),
+            Err(_) => {
+                under_way.failed = true;
+                lock(&self.health).fail();
+            }
+            Ok(_) => under_way.answered(),
         }
         result
     }
@@ -319,15 +378,25 @@ impl Health {
 // === impl Call ===
 
 impl Call<'_> {
-    fn answered(&mut self, about_topology: bool, by_replica: bool) {
-        let mut health = lock(&self.connection.health);
-        if by_replica {
-            health.fail();
-        }
-        // Of a cluster such an answer is none: its client has followed the topology as far as it knows it.
-        self.answered = health.is_whole || !about_topology;
-        if self.answered {
-            *health.domain(self.domain) = Domain { last_answer: Some(Instant::now()), ..Domain::default() };
+    fn answered(&mut self) {
+        self.answered = true;
+        *lock(&self.connection.health).domain(self.domain) =
+            Domain { last_answer: Some(Instant::now()), ..Domain::default() };
+    }
+
+    /// An error is an answer. Of a cluster one that says that another node has the key is none, since its client has
+    /// followed the topology as far as it knows it; nor is that of a master without replicas.
+    fn refused(&mut self, error: &RedisError) {
+        let is_whole = {
+            let mut health = lock(&self.connection.health);
+            if is_from_replica(error) {
+                health.fail();
+            }
+            health.is_whole
+        };
+        self.failed = is_worth_leaving(error);
+        if is_whole || !(self.failed || is_about_topology(error)) {
+            self.answered();
         }
     }
 }
@@ -335,11 +404,14 @@ impl Call<'_> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         if !self.answered {
+            let now = Instant::now();
             let mut health = lock(&self.connection.health);
             let domain = health.domain(self.domain);
             if domain.last_answer.is_none_or(|answer| answer < self.sent) {
+                let since = domain.silent_until.map_or(self.sent, |until| until.max(self.sent));
                 domain.silent += 1;
-                domain.silent_for += self.sent.elapsed();
+                domain.silent_for += if self.failed { MAX_SILENCE } else { now - since };
+                domain.silent_until = Some(now);
             }
         }
     }

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use redis::{Pipeline, Value};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tower::BoxError;
 
 use super::answer::unexpected;
 use super::connection::Connector;
@@ -19,6 +21,9 @@ use crate::sync::{Mutex, lock};
 
 /// How many claims and outcomes are waited for at once.
 const CONNECTIONS: usize = 8;
+
+/// How long a connection idles and is used again: what is between it and the server may forget it.
+const IDLE: Duration = Duration::from_secs(10);
 
 const CONFIRM: &str = include_str!("confirm.lua");
 
@@ -62,14 +67,28 @@ pub(super) struct Confirmer {
     topology: Arc<Topology>,
     at_once: usize,
     free: Semaphore,
-    idle: Mutex<Vec<Connector>>,
+    idle: Mutex<Vec<Idle>>,
+}
+
+/// A connection that nobody waits on.
+#[derive(Debug)]
+struct Idle {
+    connector: Connector,
+    since: Instant,
+}
+
+/// A confirmation under way. Where it comes to nothing, those that idle are not trusted either: what has swallowed one of
+/// them has mostly swallowed all.
+struct Confirming<'a> {
+    idle: &'a Mutex<Vec<Idle>>,
+    has_come_to_nothing: bool,
 }
 
 /// Why a write does not count.
 #[derive(Debug)]
 pub(super) enum Unconfirmed {
     /// The key is not the claim's any more, or nobody knows.
-    Failed(StoreError),
+    Failed(BoxError),
     TooFew(TooFewReplicas),
 }
 
@@ -82,6 +101,10 @@ pub(super) struct TooFewReplicas {
 /// The key was the claim's a moment ago: the server has changed.
 #[derive(Debug)]
 struct Gone;
+
+/// Too many others wait for their replicas.
+#[derive(Debug)]
+struct Busy;
 
 impl Confirmer {
     /// Waits for nobody.
@@ -102,17 +125,37 @@ impl Confirmer {
 
     /// Returns when what a claim has written is as safe as was asked for.
     pub(super) async fn confirm(&self, name: &str, phase: Phase, id: &ClaimId) -> Result<(), Unconfirmed> {
-        let mut wait = redis::cmd("WAIT");
-        let wanted = match self.durability {
-            Durability::Master => return Ok(()),
-            Durability::Replicated { replicas, timeout } => {
-                wait.arg(replicas).arg(millis(timeout));
-                replicas
+        let (Durability::Replicated { timeout, .. } | Durability::Synced { timeout, .. }) = self.durability else {
+            return Ok(());
+        };
+        let started = Instant::now();
+        let permit = tokio::time::timeout(timeout, self.free.acquire()).await;
+        let _permit = permit.ok().and_then(Result::ok).ok_or_else(|| Unconfirmed::Failed(Busy.into()))?;
+        self.ask(name, phase, id, timeout.saturating_sub(started.elapsed())).await
+    }
+
+    /// The same, unless others wait already.
+    pub(super) async fn confirm_at_once(&self, name: &str, phase: Phase, id: &ClaimId) -> Result<(), Unconfirmed> {
+        match (self.durability, self.free.try_acquire()) {
+            (Durability::Replicated { timeout, .. } | Durability::Synced { timeout, .. }, Ok(_permit)) => {
+                self.ask(name, phase, id, timeout).await
             }
-            Durability::Synced { replicas, timeout } => {
-                wait = redis::cmd("WAITAOF");
+            _ => Ok(()),
+        }
+    }
+
+    async fn ask(&self, name: &str, phase: Phase, id: &ClaimId, timeout: Duration) -> Result<(), Unconfirmed> {
+        let (wait, wanted) = match self.durability {
+            Durability::Master => return Ok(()),
+            Durability::Replicated { replicas, .. } => {
+                let mut wait = redis::cmd("WAIT");
+                wait.arg(replicas).arg(millis(timeout));
+                (wait, replicas)
+            }
+            Durability::Synced { replicas, .. } => {
+                let mut wait = redis::cmd("WAITAOF");
                 wait.arg(1).arg(replicas).arg(millis(timeout));
-                replicas
+                (wait, replicas)
             }
         };
         let mut commands = Pipeline::new();
@@ -124,14 +167,29 @@ impl Confirmer {
             .arg(id.as_bytes())
             .arg(&[phase.byte()][..])
             .add_command(wait);
-        let _permit = self.free.acquire().await.map_err(|closed| Unconfirmed::Failed(StoreError::refused(closed)))?;
-        let idle = lock(&self.idle).pop();
-        let connector = idle.unwrap_or_else(|| Connector::new(Arc::clone(&self.topology)));
+        let mut confirming = Confirming { idle: &self.idle, has_come_to_nothing: true };
+        let connector = self.idle().unwrap_or_else(|| Connector::new(Arc::clone(&self.topology)));
         let answers = connector.query_all(name, &commands).await;
-        judge(&answers.map_err(|failure| Unconfirmed::Failed(failure.into()))?, wanted)?;
+        judge(&answers.map_err(|failure| Unconfirmed::Failed(StoreError::from(failure).into()))?, wanted)?;
+        confirming.has_come_to_nothing = false;
         // Only a good one is used again: another is blocked still, or leads to a server that others have left.
-        lock(&self.idle).push(connector);
+        lock(&self.idle).push(Idle { connector, since: Instant::now() });
         Ok(())
+    }
+
+    /// The one that was used last, since the others may be idle for longer.
+    fn idle(&self) -> Option<Connector> {
+        let mut idle = lock(&self.idle);
+        idle.retain(|idle| idle.since.elapsed() < IDLE);
+        idle.pop().map(|idle| idle.connector)
+    }
+}
+
+impl Drop for Confirming<'_> {
+    fn drop(&mut self) {
+        if self.has_come_to_nothing {
+            lock(self.idle).clear();
+        }
     }
 }
 
@@ -146,10 +204,10 @@ fn judge(answers: &[Value], wanted: u32) -> Result<(), Unconfirmed> {
             // The master itself has not.
             [Value::Int(0), _] => Err(Unconfirmed::TooFew(TooFewReplicas { acknowledged: 0 })),
             [Value::Int(_), Value::Int(replicas)] => enough(*replicas),
-            _ => Err(Unconfirmed::Failed(unexpected())),
+            _ => Err(Unconfirmed::Failed(unexpected().into())),
         },
-        [Value::Int(0), _] => Err(Unconfirmed::Failed(StoreError::unknown(Gone))),
-        _ => Err(Unconfirmed::Failed(unexpected())),
+        [Value::Int(0), _] => Err(Unconfirmed::Failed(Gone.into())),
+        _ => Err(Unconfirmed::Failed(unexpected().into())),
     }
 }
 
@@ -158,9 +216,9 @@ fn judge(answers: &[Value], wanted: u32) -> Result<(), Unconfirmed> {
 impl From<Unconfirmed> for StoreError {
     fn from(unconfirmed: Unconfirmed) -> Self {
         match unconfirmed {
-            // What was to be confirmed has taken effect, whatever came of asking.
-            Unconfirmed::Failed(error) => Self::unknown(error),
-            Unconfirmed::TooFew(too_few) => Self::unknown(too_few),
+            // What was to be confirmed has taken effect, and the server has said so.
+            Unconfirmed::Failed(error) => Self::unconfirmed(error),
+            Unconfirmed::TooFew(too_few) => Self::unconfirmed(too_few),
         }
     }
 }
@@ -180,3 +238,11 @@ impl fmt::Display for Gone {
 }
 
 impl std::error::Error for Gone {}
+
+impl fmt::Display for Busy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("too many others wait for their replicas")
+    }
+}
+
+impl std::error::Error for Busy {}

@@ -51,6 +51,25 @@ pub(super) fn is_from_replica(error: &RedisError) -> bool {
     }
 }
 
+/// Whether another server may do what this one will not, or this one by another connection: it is a master that its replicas
+/// have left, or was never told who asks.
+pub(super) fn is_worth_leaving(error: &RedisError) -> bool {
+    let code = error.code();
+    // From inside a script, before 7.0.
+    let in_script = || error.detail().is_some_and(|detail| detail.contains("-NOREPLICAS"));
+    matches!(code, Some("NOREPLICAS" | "NOAUTH")) || code == Some("ERR") && in_script()
+}
+
+/// Without what a server repeats of the command that it does not know: where that is the greeting, it is a password.
+pub(super) fn without_arguments(error: RedisError) -> RedisError {
+    match error.detail() {
+        Some(detail) if detail.contains("args beginning with") => {
+            RedisError::from((error.kind(), "the server does not know a command of the greeting"))
+        }
+        _ => error,
+    }
+}
+
 /// Whether what stands under the key is none of our records. `CORRUPT` is the scripts' own word for it.
 fn is_of_no_record(error: &RedisError) -> bool {
     // Before 7.0 an error inside a script has its code in the text.

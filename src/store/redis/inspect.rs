@@ -1,6 +1,6 @@
 //! A look at the server: whether it will keep what it is given.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use redis::{ErrorKind, RedisError, RedisResult, Value};
@@ -24,6 +24,16 @@ pub(super) struct Inspector {
     said: Mutex<BTreeSet<Finding>>,
 }
 
+/// Settings, and where they go.
+const SETTINGS: [(&str, Field); 4] = [
+    ("maxmemory", |server| &mut server.maxmemory),
+    ("maxmemory-policy", |server| &mut server.policy),
+    ("appendonly", |server| &mut server.appends),
+    ("save", |server| &mut server.snapshots),
+];
+
+type Field = fn(&mut Server) -> &mut Option<String>;
+
 /// What can go wrong with what is kept there.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Finding {
@@ -32,6 +42,8 @@ enum Finding {
     Old(String),
     /// Neither by snapshots nor by a log.
     NotPersistent,
+    /// By snapshots and not by a log.
+    SnapshotsOnly,
     /// The user may not ask, or the server does not tell.
     Unknown(&'static str),
 }
@@ -65,7 +77,7 @@ impl Inspector {
     pub(super) async fn look(&self, link: &dyn Link) -> Result<(), RedisError> {
         let too_long = |_| Err(RedisError::from((ErrorKind::Io, "the server could not be looked at in time")));
         let servers = timeout(TIMEOUT, servers(link)).await.unwrap_or_else(too_long)?;
-        let findings: BTreeSet<Finding> = servers.iter().flat_map(Server::findings).collect();
+        let findings: BTreeSet<Finding> = servers.values().flat_map(Server::findings).collect();
         let fresh: Vec<_> = {
             let mut said = lock(&self.said);
             let fresh = findings.difference(&said).cloned().collect();
@@ -84,20 +96,32 @@ impl Inspector {
 
 // === impl Server ===
 
-/// One, or all nodes of a cluster.
-async fn servers(link: &dyn Link) -> Result<Vec<Server>, RedisError> {
-    let mut server = match allowed(link.send(&redis::cmd("INFO")).await)? {
-        // `CONFIG` would be answered by any of them.
-        Some(Value::Map(nodes)) => return Ok(nodes.into_iter().map(|(_, info)| Server::of(&text(info))).collect()),
-        Some(info) => Server::of(&text(info)),
-        None => Server::default(),
-    };
-    server.ask(link).await?;
-    Ok(vec![server])
+/// One, or all masters of a cluster, by their addresses.
+async fn servers(link: &dyn Link) -> Result<BTreeMap<String, Server>, RedisError> {
+    let info = allowed(link.ask_all(&redis::cmd("INFO")).await)?.unwrap_or_default();
+    let mut servers: BTreeMap<_, _> = info.into_iter().map(|(node, info)| (node, Server::of(&text(info)))).collect();
+    // What `INFO` does not tell, or not this user.
+    for (name, field) in SETTINGS {
+        if !servers.is_empty() && servers.values_mut().all(|server| field(server).is_some()) {
+            continue;
+        }
+        let mut get = redis::cmd("CONFIG");
+        get.arg("GET").arg(name);
+        for (node, answer) in allowed(link.ask_all(&get).await)?.unwrap_or_default() {
+            let there = field(servers.entry(node).or_default());
+            if there.is_none() {
+                *there = setting(answer);
+            }
+        }
+    }
+    if servers.is_empty() {
+        servers.insert(String::new(), Server::default());
+    }
+    Ok(servers)
 }
 
 /// Nothing where the user may not ask.
-fn allowed(answer: RedisResult<Value>) -> Result<Option<Value>, RedisError> {
+fn allowed<T>(answer: RedisResult<T>) -> Result<Option<T>, RedisError> {
     match answer {
         Ok(value) => Ok(Some(value)),
         Err(error) if comes_before_any_effect(&error) => Ok(None),
@@ -121,21 +145,6 @@ impl Server {
         }
     }
 
-    /// Asks for what `INFO` did not tell. One right may be there without the other.
-    async fn ask(&mut self, link: &dyn Link) -> Result<(), RedisError> {
-        if self.maxmemory.is_none() {
-            self.maxmemory = setting(link, "maxmemory").await?;
-        }
-        if self.policy.is_none() {
-            self.policy = setting(link, "maxmemory-policy").await?;
-        }
-        if self.appends.is_none() {
-            self.appends = setting(link, "appendonly").await?;
-        }
-        self.snapshots = setting(link, "save").await?;
-        Ok(())
-    }
-
     fn findings(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         let limit = self.maxmemory.as_deref();
@@ -148,8 +157,8 @@ impl Server {
         }
         match (self.appends.as_deref(), self.snapshots.as_deref()) {
             (Some("1" | "yes"), _) => {}
-            (_, Some(snapshots)) if !snapshots.is_empty() => {}
-            (Some(_), Some(_)) => findings.push(Finding::NotPersistent),
+            (Some(_), Some("")) => findings.push(Finding::NotPersistent),
+            (Some(_), Some(_)) => findings.push(Finding::SnapshotsOnly),
             (None, _) | (_, None) => findings.push(Finding::Unknown("whether it persists")),
         }
         match &self.version {
@@ -161,14 +170,13 @@ impl Server {
     }
 }
 
-async fn setting(link: &dyn Link, name: &str) -> Result<Option<String>, RedisError> {
-    let mut get = redis::cmd("CONFIG");
-    get.arg("GET").arg(name);
-    Ok(match allowed(link.send(&get).await)? {
-        Some(Value::Array(pair)) => pair.into_iter().nth(1).map(text),
-        Some(Value::Map(pairs)) => pairs.into_iter().next().map(|(_, value)| text(value)),
+/// The value in an answer of `CONFIG GET`.
+fn setting(answer: Value) -> Option<String> {
+    match answer {
+        Value::Array(pair) => pair.into_iter().nth(1).map(text),
+        Value::Map(pairs) => pairs.into_iter().next().map(|(_, value)| text(value)),
         _ => None,
-    })
+    }
 }
 
 fn text(value: Value) -> String {
@@ -189,7 +197,7 @@ fn is_old(version: &str) -> bool {
 impl Finding {
     /// Whether an event that has run may be forgotten by it.
     const fn loses(&self) -> bool {
-        matches!(self, Self::Evicts(_) | Self::NotPersistent)
+        matches!(self, Self::Evicts(_) | Self::NotPersistent | Self::SnapshotsOnly)
     }
 
     const fn is_known(&self) -> bool {
@@ -206,6 +214,11 @@ impl Finding {
             Self::Old(version) => format!("its version is {version}: 6.2 and later are supported"),
             Self::NotPersistent => {
                 "it persists nothing: what it knew is lost with a restart, and events run again; set appendonly yes"
+                    .to_owned()
+            }
+            Self::SnapshotsOnly => {
+                "it persists by snapshots alone: what it learned since the last one is lost with a crash, and events run \
+                 again; set appendonly yes"
                     .to_owned()
             }
             Self::Unknown(what) => format!("it does not say {what}; `+info`, or `+config|get`, lets it"),
@@ -236,7 +249,8 @@ mod tests {
             (server("volatile-lru", "0", "yes", ""), vec![]),
             (server("volatile-lru", "100", "1", ""), evicts("volatile-lru")),
             (server("allkeys-lfu", "?", "1", "?"), evicts("allkeys-lfu")),
-            (server("noeviction", "0", "0", "3600 1"), vec![]),
+            (server("noeviction", "0", "0", "3600 1"), vec![Finding::SnapshotsOnly]),
+            (server("noeviction", "0", "1", "3600 1"), vec![]),
             (server("noeviction", "0", "0", ""), vec![Finding::NotPersistent]),
             (server("noeviction", "0", "0", "?"), vec![Finding::Unknown("whether it persists")]),
             (server("?", "?", "1", ""), vec![Finding::Unknown("whether it evicts keys")]),

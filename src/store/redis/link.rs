@@ -4,14 +4,17 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use redis::aio::ConnectionLike;
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{Route, SingleNodeRoutingInfo, SlotAddr};
-use redis::{Cmd, Pipeline, RedisResult, Value};
+use redis::cluster_routing::{MultipleNodeRoutingInfo, Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
+use redis::{Cmd, ErrorKind, Pipeline, RedisResult, Value, from_redis_value};
 
 type Answer<'a, T> = BoxFuture<'a, RedisResult<T>>;
 
 /// A connection that many send by at once.
 pub(super) trait Link: Send + Sync {
     fn send<'a>(&self, command: &'a Cmd) -> Answer<'a, Value>;
+
+    /// Asks every master the same. Tells what each answers, by its address.
+    fn ask_all<'a>(&self, command: &'a Cmd) -> Answer<'a, Vec<(String, Value)>>;
 
     /// Sends commands one right after the other to the node that has a key.
     fn send_all<'a>(&self, name: &str, commands: &'a Pipeline) -> Answer<'a, Vec<Value>>;
@@ -28,6 +31,11 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Link for Plain<C> {
         send(self.0.clone(), command)
     }
 
+    fn ask_all<'a>(&self, command: &'a Cmd) -> Answer<'a, Vec<(String, Value)>> {
+        let answer = self.send(command);
+        async move { Ok(vec![(String::new(), answer.await?)]) }.boxed()
+    }
+
     fn send_all<'a>(&self, _: &str, commands: &'a Pipeline) -> Answer<'a, Vec<Value>> {
         let mut connection = self.0.clone();
         async move { commands.query_async(&mut connection).await }.boxed()
@@ -37,6 +45,20 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Link for Plain<C> {
 impl Link for Clustered {
     fn send<'a>(&self, command: &'a Cmd) -> Answer<'a, Value> {
         send(self.0.clone(), command)
+    }
+
+    fn ask_all<'a>(&self, command: &'a Cmd) -> Answer<'a, Vec<(String, Value)>> {
+        let (mut connection, command) = (self.0.clone(), command.clone());
+        async move {
+            let masters = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+            match connection.route_command(command, masters).await?.extract_error()? {
+                Value::Map(nodes) => {
+                    nodes.into_iter().map(|(node, answer)| Ok((from_redis_value(node)?, answer))).collect()
+                }
+                _ => Err((ErrorKind::UnexpectedReturnType, "an answer of no node").into()),
+            }
+        }
+        .boxed()
     }
 
     fn send_all<'a>(&self, name: &str, commands: &'a Pipeline) -> Answer<'a, Vec<Value>> {

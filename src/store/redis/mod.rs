@@ -12,8 +12,11 @@
 //! | server | [`Durability`] | an event may run again after | and nothing of that by |
 //! |---|---|---|---|
 //! | any | any | a process that died between its effect and the record of it, or was paused for longer than its lease | a row in the transaction of the effect |
+//! | any | any | an outage, a restart or a failover that an attempt runs through, where it lasts longer than the lease | a lease that is longer |
+//! | any | any | a clock that jumps ahead by what is left of a lease, also from one server to the next in a failover; one that jumps back leaves a key running for longer | clocks that are slewed |
 //! | any that evicts | any | the eviction of its key | `maxmemory-policy noeviction` |
 //! | one node, no persistence | `Master` | a restart: all it knew | `appendonly yes` |
+//! | one node, snapshots alone (the default of Redis) | `Master` | a crash: all it learned since the last one | `appendonly yes` |
 //! | one node, `appendfsync everysec` | `Master` | a power cut: the last second | `appendfsync always` |
 //! | one node, `appendfsync always` | `Master` | the loss of its disk | replicas |
 //! | sentinels, or a cluster | `Master` | a failover: the writes that the replica had not got yet, and in a partition all that the old master took until it was told | `Replicated` |
@@ -36,16 +39,17 @@
 //! that failed 170: all of them for the layer's retention. A hundred events a second, kept for three days, are
 //! 26 million keys and 8 GB.
 //!
-//! A second after it has connected, the store looks at the server and warns of one that can evict keys or persists nothing;
-//! [`strict`](RedisStore::strict) refuses it.
+//! A second after it has connected, the store looks at the server and warns of one that can evict keys, or persists nothing, or
+//! snapshots alone; [`strict`](RedisStore::strict) refuses it. In a cluster it looks at every master.
 //!
 //! # When it fails
 //!
 //! A call that is not answered within [`store_timeout`](crate::Ledger::store_timeout) is a 503, and so is a server that is
 //! down. After [three](crate::Ledger::break_after) in a row requests are refused at once, but for one now and then that tries
 //! it; traffic is back within a second of the server. A connection is made anew when it is cut, when two calls in a row got no
-//! answer on it, and when it leads to a replica. In a cluster calls are counted for each range of 256 slots by itself, and the
-//! other nodes go on serving theirs.
+//! answer on it, and when it leads to a replica or to a master that its replicas have left. In a cluster calls are counted for
+//! each range of 256 slots by itself, and the keys of a node that is silent get a connection of their own, so that the other
+//! nodes go on serving theirs.
 //!
 //! # TLS
 //!
@@ -78,7 +82,7 @@
 //!
 //! Least rights for an ACL user, with the default prefix: `~idempotency:* &idempotency:* +set +get +pttl +getrange +exists
 //! +pexpire +rename +unlink +eval +evalsha +publish +subscribe +unsubscribe`. For another database than 0 `+select`; in a
-//! cluster `+cluster|slots +spublish +ssubscribe +sunsubscribe` in place of the last three; behind sentinels `+role`; for
+//! cluster `+ping +cluster|slots +spublish +ssubscribe +sunsubscribe` in place of the last three; behind sentinels `+role`; for
 //! [`Durability`] `+wait` or `+waitaof`; for the look at the server `+info` and `+config|get`. Without the rights to the
 //! channels, or on a server or through a proxy that knows no RESP3, duplicates that wait for another process look every 50 to
 //! 250 ms instead of being woken.
@@ -236,7 +240,8 @@ impl RedisStore {
         self
     }
 
-    /// Refuses requests, as when the server is down, where it can evict keys or persists nothing at the time of connecting.
+    /// Refuses requests, as when the server is down, where it can evict keys, or persists nothing, or by snapshots alone, at the
+    /// time of connecting.
     /// Without this a warning says so. What the user may not see is not refused: `+info` or `+config|get` shows it.
     #[must_use]
     pub fn strict(mut self) -> Self {
@@ -348,10 +353,13 @@ impl RedisStore {
         }
     }
 
-    /// Waits until what a claim has written is as safe as was asked for. Where it is not, the server may be a master whose
-    /// place another has taken.
+    /// Waits until what a claim has written is as safe as was asked for.
     async fn confirm(&self, name: &str, claim: &Claim, phase: Phase) -> Result<(), Unconfirmed> {
-        let confirmed = self.confirmer.confirm(name, phase, &claim.id).await;
+        self.or_leave(self.confirmer.confirm(name, phase, &claim.id).await)
+    }
+
+    /// A server that cannot have a write confirmed may be a master whose place another has taken.
+    fn or_leave(&self, confirmed: Result<(), Unconfirmed>) -> Result<(), Unconfirmed> {
         if confirmed.is_err() {
             self.connector.leave();
         }
@@ -376,7 +384,7 @@ impl Store for RedisStore {
             let Unconfirmed::TooFew(too_few) = unconfirmed else { return Err(unconfirmed.into()) };
             // Whatever comes of that, the claim has taken effect.
             let released = self.release(key, &Claim { attempt: 0, ..claim.clone() }, claim.lease).await;
-            released.map_err(StoreError::unknown)?;
+            released.map_err(StoreError::unconfirmed)?;
             return Err(StoreError::refused(too_few));
         }
         Ok(claimed)
@@ -387,8 +395,14 @@ impl Store for RedisStore {
         let life = (millis(claim.lease) + millis(claim.retention)).to_string();
         // Whole, since a server that is frozen takes it when it thaws, and its caller has gone by then: nobody would answer a
         // `NOSCRIPT`, and the lease would be over.
-        let renewed = script::RENEW.call_whole(&self.connector, &self.name(key), &[&running, life.as_bytes()]).await;
-        held(&renewed?)
+        let name = self.name(key);
+        let hold = held(&script::RENEW.call_whole(&self.connector, &name, &[&running, life.as_bytes()]).await?)?;
+        if hold == Hold::Held {
+            // The master may be one whose place another has taken: there the lease would run out.
+            let confirmed = self.confirmer.confirm_at_once(&name, Phase::Running, &claim.id).await;
+            self.or_leave(confirmed)?;
+        }
+        Ok(hold)
     }
 
     async fn complete(&self, key: &Key, claim: &Claim, record: Bytes) -> Result<Hold, StoreError> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use redis::{ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Value};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::topology::{Listener, Topology};
 use crate::sync::{Mutex, lock};
@@ -24,12 +24,12 @@ const MAX_CHANNELS: usize = 16 << 10;
 /// How many of them one command names, at most.
 const MAX_BATCH: usize = 256;
 
-/// How long the server may take to confirm a subscription.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// How often the connection is tried and channels that nobody waits for are left: the second time they are met, so that
 /// who looks and goes on waiting, or comes right after another, finds the channel still open.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// How many channels are subscribed to again to try the connection.
+const SOME: usize = 8;
 
 /// How long the connection stays without channels.
 const LINGER: Duration = Duration::from_secs(5);
@@ -77,8 +77,8 @@ struct Waiter<'a> {
 /// What a sweep found.
 struct Swept {
     unused: Vec<Arc<str>>,
-    /// One that is still wanted.
-    used: Option<Arc<str>>,
+    /// Some that are still wanted.
+    used: Vec<Arc<str>>,
 }
 
 // === impl Push ===
@@ -102,6 +102,16 @@ impl Drop for Push {
         if let Some(listener) = lock(&self.0.state).listener.take() {
             listener.abort();
         }
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// Those that are to be subscribed to now, if somebody still waits for them.
+    fn fresh(&mut self) -> Vec<Arc<str>> {
+        let fresh = std::mem::take(&mut self.fresh);
+        fresh.into_iter().filter(|name| self.channels.contains_key(name)).collect()
     }
 }
 
@@ -163,15 +173,18 @@ impl Inner {
         let mut next_sweep = Instant::now() + SWEEP;
         let mut unused_from = next_sweep;
         loop {
-            let fresh = std::mem::take(&mut lock(&self.state).fresh);
+            let fresh = lock(&self.state).fresh();
             for names in fresh.chunks(MAX_BATCH) {
-                in_time(connection.subscribe(&texts(names))).await?;
+                let failed = connection.subscribe(&texts(names)).await?;
                 listening_since.get_or_insert_with(Instant::now);
+                // Tried again with the next ones, or at the next sweep.
+                let failed = names.iter().filter(|name| failed.contains(&&***name)).cloned();
+                lock(&self.state).fresh.extend(failed);
             }
             if Instant::now() >= next_sweep {
                 next_sweep = Instant::now() + SWEEP;
                 let swept = self.sweep();
-                if swept.used.is_some() || !swept.unused.is_empty() {
+                if !(swept.used.is_empty() && swept.unused.is_empty()) {
                     unused_from = next_sweep;
                 } else if unused_from.elapsed() >= LINGER {
                     return Ok(());
@@ -237,7 +250,8 @@ impl Inner {
             channel.unused && was_unused
         });
         let unused = left.map(|(name, _)| name).collect();
-        Swept { unused, used: state.channels.keys().next().cloned() }
+        // In a cluster one of them may be in a part that does not answer.
+        Swept { unused, used: state.channels.keys().take(SOME).cloned().collect() }
     }
 
     /// The pause after a failure: longer each time, unless the connection has been good for a while. It outlives the task,
@@ -255,17 +269,12 @@ impl Inner {
 /// needs no right of its own.
 async fn leave(connection: &mut Listener, swept: &Swept) -> RedisResult<()> {
     for names in swept.unused.chunks(MAX_BATCH) {
-        in_time(connection.unsubscribe(&texts(names))).await?;
+        connection.unsubscribe(&texts(names)).await?;
     }
-    match &swept.used {
-        Some(used) if swept.unused.is_empty() => in_time(connection.subscribe(&[used])).await,
-        Some(_) | None => Ok(()),
+    if swept.unused.is_empty() && !swept.used.is_empty() {
+        connection.subscribe(&texts(&swept.used)).await?;
     }
-}
-
-async fn in_time(call: impl Future<Output = RedisResult<()>>) -> RedisResult<()> {
-    let too_long = |_| Err(RedisError::from((ErrorKind::Io, "no confirmation in time")));
-    timeout(RESPONSE_TIMEOUT, call).await.unwrap_or_else(too_long)
+    Ok(())
 }
 
 fn texts(names: &[Arc<str>]) -> Vec<&str> {

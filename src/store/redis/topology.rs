@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crc16::{State, XMODEM};
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use redis::aio::{AsyncPushSender, ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
@@ -17,6 +18,7 @@ use redis::{
     RedisError, RedisResult, TlsMode,
 };
 
+use super::failure::without_arguments;
 use super::link::{Clustered, Link, Plain};
 
 /// How long connecting may take, with the greeting and all that is asked on the way.
@@ -24,6 +26,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// One frozen node, or sentinel, must not use up the time of the others.
 const ONE_OF_MANY_TIMEOUT: Duration = Duration::from_millis(300);
 const MANY_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long the server may take to confirm a subscription.
+const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The last resort against a caller that sets no deadline of its own; the ledger's is far below.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,6 +58,8 @@ pub(super) struct Sentinels {
     sentinels: Vec<ConnectionInfo>,
     master: ConnectionInfo,
     name: String,
+    /// The one that is asked first: each time another, for one that is cut off with the old master names that one.
+    first: AtomicUsize,
 }
 
 /// A connection that subscribes.
@@ -85,7 +92,7 @@ impl Topology {
             return Err(RedisError::from((ErrorKind::InvalidClientConfig, "a master is named by the host of its URL")));
         };
         let name = name.clone();
-        let sentinels = Sentinels { sentinels, master, name };
+        let sentinels = Sentinels { sentinels, master, name, first: AtomicUsize::new(0) };
         sentinels.client(ProtocolVersion::RESP2)?;
         Ok(Self::Sentinel(sentinels))
     }
@@ -166,7 +173,7 @@ impl Topology {
     async fn bounded<T>(&self, connecting: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
         let timeout = if matches!(self, Self::Node(_)) { CONNECT_TIMEOUT } else { MANY_TIMEOUT };
         let too_long = |_| Err(RedisError::from((ErrorKind::Io, "connecting took too long")));
-        tokio::time::timeout(timeout, connecting).await.unwrap_or_else(too_long)
+        tokio::time::timeout(timeout, connecting).await.unwrap_or_else(too_long).map_err(without_arguments)
     }
 }
 
@@ -223,9 +230,16 @@ fn slot(name: &str) -> u16 {
 // === impl Sentinels ===
 
 impl Sentinels {
+    /// All of them, from another one each time.
+    fn in_turn(&self) -> impl Iterator<Item = &ConnectionInfo> {
+        let count = self.sentinels.len();
+        let first = self.first.fetch_add(1, Ordering::Relaxed) % count.max(1);
+        self.sentinels.iter().cycle().skip(first).take(count)
+    }
+
     /// A client that has asked nobody yet.
     fn client(&self, protocol: ProtocolVersion) -> RedisResult<SentinelClient> {
-        let addresses = self.sentinels.iter().map(|sentinel| sentinel.addr().clone());
+        let addresses = self.in_turn().map(|sentinel| sentinel.addr().clone());
         let mut builder = SentinelClientBuilder::new(addresses, &self.name, SentinelServerType::Master)?
             .set_client_to_redis_protocol(protocol)
             .set_client_to_redis_db(self.master.redis_settings().db())
@@ -263,9 +277,11 @@ fn tls_mode(info: &ConnectionInfo) -> Option<TlsMode> {
 // === impl Listener ===
 
 impl Listener {
-    pub(super) async fn subscribe(&mut self, names: &[&str]) -> RedisResult<()> {
+    /// Subscribes, each in time. Tells which of the names it could not subscribe to, where it could to others: one shard of a
+    /// cluster may be silent while the others answer.
+    pub(super) async fn subscribe<'n>(&mut self, names: &[&'n str]) -> RedisResult<Vec<&'n str>> {
         match self {
-            Self::Node(connection) => connection.subscribe(names).await,
+            Self::Node(connection) => in_time(connection.subscribe(names)).await.map(|()| Vec::new()),
             // One command names channels of one slot.
             Self::Cluster(connection) => {
                 each(names, |name| {
@@ -279,23 +295,43 @@ impl Listener {
 
     pub(super) async fn unsubscribe(&mut self, names: &[&str]) -> RedisResult<()> {
         match self {
-            Self::Node(connection) => connection.unsubscribe(names).await,
+            Self::Node(connection) => in_time(connection.unsubscribe(names)).await,
+            // What cannot be left is in a part that does not answer, and says nothing.
             Self::Cluster(connection) => {
-                each(names, |name| {
+                let leave = |name| {
                     let mut connection = connection.clone();
                     async move { connection.sunsubscribe(name).await }
-                })
-                .await
+                };
+                let _ = each(names, leave).await;
+                Ok(())
             }
         }
     }
 }
 
-async fn each<'a, F: Future<Output = RedisResult<()>>>(
-    names: &[&'a str],
-    call: impl Fn(&'a str) -> F,
-) -> RedisResult<()> {
-    futures_util::future::try_join_all(names.iter().map(|name| call(name))).await.map(drop)
+/// Those for which the call failed; fails where it failed for all.
+async fn each<'n, F: Future<Output = RedisResult<()>>>(
+    names: &[&'n str],
+    call: impl Fn(&'n str) -> F,
+) -> RedisResult<Vec<&'n str>> {
+    let called = join_all(names.iter().map(|name| in_time(call(name)))).await;
+    let mut last_error = None;
+    let mut failed = Vec::new();
+    for (name, result) in names.iter().zip(called) {
+        if let Err(error) = result {
+            failed.push(*name);
+            last_error = Some(error);
+        }
+    }
+    match last_error {
+        Some(error) if failed.len() == names.len() => Err(error),
+        _ => Ok(failed),
+    }
+}
+
+async fn in_time(call: impl Future<Output = RedisResult<()>>) -> RedisResult<()> {
+    let too_long = |_| Err(RedisError::from((ErrorKind::Io, "no confirmation in time")));
+    tokio::time::timeout(CONFIRMATION_TIMEOUT, call).await.unwrap_or_else(too_long)
 }
 
 #[cfg(test)]
@@ -315,6 +351,17 @@ mod tests {
         let is_sentinel = |urls: &[&str]| Topology::sentinel(urls, "redis://orders/0").is_ok();
         assert!(is_sentinel(&["redis://:p@a", "redis://b", "redis+unix:///c"]));
         assert!(!is_sentinel(&[]) && Topology::sentinel(&["redis://a"], "redis+unix:///orders").is_err());
+    }
+
+    #[test]
+    fn each_sentinel_is_asked_first_in_its_turn() {
+        let urls = ["redis://a", "redis://b", "redis://c"];
+        let Topology::Sentinel(sentinels) = Topology::sentinel(&urls, "redis://orders").unwrap() else { panic!() };
+        let turns = [(); 3].map(|()| sentinels.in_turn().map(|one| one.addr().to_string()).collect::<Vec<_>>());
+        for (n, turn) in turns.iter().enumerate() {
+            assert_eq!(turn.len(), 3);
+            assert!(turns.iter().enumerate().all(|(m, other)| (turn[0] == other[0]) == (n == m)), "{turns:?}");
+        }
     }
 
     #[cfg(feature = "redis-tls")]
