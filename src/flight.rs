@@ -19,6 +19,7 @@ use crate::gauge::{Gauge, Ticket};
 use crate::key::Key;
 use crate::ledger::Ledger;
 use crate::record::Record;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard, lock};
 use crate::telemetry::Report;
 
@@ -45,6 +46,8 @@ struct Flight {
     lead: Arc<tokio::sync::Mutex<Course>>,
     news: watch::Sender<News>,
     waiting: Arc<Gauge>,
+    /// It is off the map, and its members need not be counted any more.
+    is_retired: AtomicBool,
 }
 
 /// What whoever leads hands on to the next.
@@ -303,11 +306,15 @@ impl Membership {
         if flights.get(&self.key).is_some_and(|members| Arc::ptr_eq(&members.flight, &self.flight)) {
             flights.remove(&self.key);
         }
+        self.flight.is_retired.store(true, Ordering::Release);
     }
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
+        if self.flight.is_retired.load(Ordering::Acquire) {
+            return;
+        }
         let mut flights = self.ledger.flights().lock();
         if let Some(members) = flights.get_mut(&self.key)
             && Arc::ptr_eq(&members.flight, &self.flight)
@@ -344,6 +351,7 @@ impl Flight {
             lead: Arc::new(tokio::sync::Mutex::new(course)),
             news: watch::Sender::new(News::Claiming),
             waiting: ledger.waiting_per_key(),
+            is_retired: AtomicBool::new(false),
         })
     }
 }

@@ -30,7 +30,7 @@ use crate::policy::{OnStoreError, Policy};
 use crate::record::Record;
 use crate::rejection::Rejection;
 use crate::store::MAX_DURATION;
-use crate::telemetry::{self, Outcome, PassedThrough, Report};
+use crate::telemetry::{self, Outcome, PassedThrough, Report, Timer};
 
 /// A service behind an [`IdempotencyLayer`](crate::IdempotencyLayer). See the [crate docs](crate) for an example.
 ///
@@ -97,6 +97,8 @@ impl<S> Idempotency<S> {
                 return Ok(self.refuse(Rejection::ScopeUnknown, report));
             }
         };
+        // Who waits holds no more than it needs to run.
+        drop(parts);
         let key = keys.current;
         if head.extensions.get::<Attempt>().is_some_and(|outer| outer.is_under(&self.ledger, keys)) {
             // The same rule once more, inside of itself: waiting for the attempt it is part of would never end.
@@ -133,7 +135,10 @@ impl<S> Idempotency<S> {
                 return Ok(self.replay_at_most(keys, seat, report).await);
             };
             let claim = self.policy.claim(fingerprint);
-            match telemetry::claim(self.policy.contract, Lease::ask(&self.ledger, keys, &claim)).await {
+            let timer = Timer::start();
+            let asked = Lease::ask(&self.ledger, keys, &claim).await;
+            telemetry::asked(self.policy.contract, timer, &asked);
+            match asked {
                 Ok(Asked::Acquired(lease)) => {
                     drop(seat);
                     lead.running_here();

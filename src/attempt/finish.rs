@@ -17,7 +17,7 @@ use crate::policy::{Contract, Policy};
 use crate::record::Record;
 use crate::rejection::Rejection;
 use crate::sync::lock;
-use crate::telemetry::{self, Executed, Outcome};
+use crate::telemetry::{self, Executed, Outcome, Timer};
 
 impl Run {
     /// Stores the outcome, then answers.
@@ -46,7 +46,7 @@ impl Run {
     /// Pursues the completion. Tells what came of it, at the latest when the response may wait no longer.
     pub(super) async fn settle(&self, record: Record, tell: impl AsyncFnOnce(Pursued)) -> Pursued {
         let bytes = record.encode();
-        let mut pursuit = pin!(telemetry::completion(self.policy.contract, self.pursue(&bytes)));
+        let mut pursuit = pin!(self.pursue(&bytes));
         if let Ok(pursued) = timeout(self.policy.complete_wait, pursuit.as_mut()).await {
             self.end(pursued, record);
             tell(pursued).await;
@@ -80,11 +80,14 @@ impl Run {
     async fn pursue(&self, record: &Bytes) -> Pursued {
         let retention = self.retention();
         let mut lost = self.lost.subscribe();
-        tokio::select! {
+        let timer = Timer::start();
+        let pursued = tokio::select! {
             biased;
             _ = lost.wait_for(|lost| *lost) => Pursued::Lost,
             pursued = self.lease.complete(record, retention, self.policy.complete_ceiling) => pursued,
-        }
+        };
+        telemetry::pursued(self.policy.contract, timer, pursued);
+        pursued
     }
 
     /// Gives the key back, then answers.

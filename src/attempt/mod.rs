@@ -105,12 +105,12 @@ impl Run {
     }
 
     /// Runs in a task, in the caller's span, and waits for what it answers. Who stops waiting stops nothing.
-    pub(crate) async fn start<S, B, R>(
+    pub(crate) fn start<S, B, R>(
         self,
         inner: S,
         mut request: Request<RequestBody<B>>,
         mut report: Report,
-    ) -> Result<Response<ResponseBody<R>>, S::Error>
+    ) -> impl Future<Output = Result<Response<ResponseBody<R>>, S::Error>>
     where
         S: Service<Request<RequestBody<B>>, Response = Response<R>> + Send + 'static,
         S::Error: Send + 'static,
@@ -135,13 +135,15 @@ impl Run {
             run.run(inner, request, client).await;
         };
         ledger.spawn(attempt.in_current_span());
-        match replied.await {
-            Ok(Reply::Response(response)) if policy.mark_first => Ok(marked(response)),
-            Ok(Reply::Response(response)) => Ok(response),
-            Ok(Reply::Error(error)) => Err(error),
-            Ok(Reply::Panic(panic)) => resume_unwind(panic),
-            // The runtime is ending, and the attempt with it.
-            Err(_) => Ok(policy.refuse(Rejection::ShuttingDown)),
+        async move {
+            match replied.await {
+                Ok(Reply::Response(response)) if policy.mark_first => Ok(marked(response)),
+                Ok(Reply::Response(response)) => Ok(response),
+                Ok(Reply::Error(error)) => Err(error),
+                Ok(Reply::Panic(panic)) => resume_unwind(panic),
+                // The runtime is ending, and the attempt with it.
+                Err(_) => Ok(policy.refuse(Rejection::ShuttingDown)),
+            }
         }
     }
 

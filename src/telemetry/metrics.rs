@@ -24,6 +24,9 @@ const GIVEN_UP: &str = "idempotency_claims_given_up";
 /// It keeps its gauge: a recorder that is installed meanwhile is not told of an end whose beginning it has missed.
 pub(crate) struct Shown(Gauge);
 
+/// Times what may be given up: then it says nothing.
+pub(crate) struct Timer(Instant);
+
 /// Times a run of the inner service, however it ends.
 pub(crate) struct RunTimer {
     contract: &'static str,
@@ -58,17 +61,19 @@ pub(super) fn ended(contract: &'static str, outcome: &'static str, reason: &'sta
     }
 }
 
-/// Times a call, unless it is given up.
-pub(super) async fn timed<F: Future>(
-    name: &'static str,
-    contract: &'static str,
-    call: F,
-    result: fn(&F::Output) -> &'static str,
-) -> F::Output {
-    let started = Instant::now();
-    let output = call.await;
-    histogram!(target: TARGET, name, "contract" => contract, "result" => result(&output)).record(started.elapsed());
-    output
+// === impl Timer ===
+
+impl Timer {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+}
+
+/// What was timed has ended.
+#[allow(clippy::needless_pass_by_value, reason = "it ends once")]
+pub(super) fn timed(timer: Timer, name: &'static str, contract: Contract, result: &'static str) {
+    let labels = [("contract", contract.name()), ("result", result)];
+    histogram!(target: TARGET, name, &labels).record(timer.0.elapsed());
 }
 
 // === impl Shown ===

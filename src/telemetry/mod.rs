@@ -97,7 +97,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{Level, event};
 
-pub(crate) use self::metrics::{RunTimer, Shown};
+pub(crate) use self::metrics::{RunTimer, Shown, Timer};
 pub(crate) use self::outcome::{Executed, Outcome, PassedThrough};
 use crate::attempt::{Asked, Pursued};
 use crate::key::Key;
@@ -223,30 +223,26 @@ pub(crate) fn server(is_known: bool, finding: &str) {
     }
 }
 
-/// Times the way to a claim.
-pub(crate) fn claim<F>(contract: Contract, ask: F) -> impl Future<Output = F::Output>
-where
-    F: Future<Output = Result<Asked, StoreError>>,
-{
-    metrics::timed(metrics::CLAIM, contract.name(), ask, |asked| match asked {
+/// A claim was asked for, and this came of it.
+pub(crate) fn asked(contract: Contract, timer: Timer, asked: &Result<Asked, StoreError>) {
+    let result = match asked {
         Ok(Asked::Acquired(_)) => "acquired",
         Ok(Asked::Done { .. }) => "done",
         Ok(Asked::Mismatch) => "mismatch",
         Ok(Asked::Running { .. }) => "running",
         Err(_) => "error",
-    })
+    };
+    metrics::timed(timer, metrics::CLAIM, contract, result);
 }
 
-/// Times the way of an outcome into the store.
-pub(crate) fn completion<F>(contract: Contract, pursuit: F) -> impl Future<Output = F::Output>
-where
-    F: Future<Output = Pursued>,
-{
-    metrics::timed(metrics::COMPLETE, contract.name(), pursuit, |pursued| match pursued {
+/// An outcome was on its way into the store, and this came of it.
+pub(crate) fn pursued(contract: Contract, timer: Timer, pursued: Pursued) {
+    let result = match pursued {
         Pursued::Held => "stored",
         Pursued::Lost => "lost",
         Pursued::Unanswered => "given_up",
-    })
+    };
+    metrics::timed(timer, metrics::COMPLETE, contract, result);
 }
 
 /// A function that was given to the layer panicked, and the layer went on without it.

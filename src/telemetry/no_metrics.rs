@@ -12,13 +12,19 @@ pub(crate) struct Shown;
 
 pub(crate) struct RunTimer;
 
+pub(crate) struct Timer;
+
 pub(super) const fn describe() {}
 
 pub(super) const fn ended(_: &'static str, _: &'static str, _: &'static str, _: Option<Duration>) {}
 
-pub(super) const fn timed<F: Future>(_: (), _: &'static str, call: F, _: fn(&F::Output) -> &'static str) -> F {
-    call
+impl Timer {
+    pub(crate) const fn start() -> Self {
+        Self
+    }
 }
+
+pub(super) const fn timed(_: Timer, _: (), _: Contract, _: &'static str) {}
 
 impl Shown {
     pub(crate) const fn new(_: Shows) -> Self {
