@@ -4,6 +4,8 @@
 //! crate is taken, a count is changed or a task waits. Time passes where one of the tasks lets it. `tests/run` runs these
 //! after the other tests, and `tests/shuttle` says how to run them alone.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test panics where it fails")]
+
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::pin::pin;
@@ -74,7 +76,7 @@ pub(crate) fn pass_time(clock: Arc<Runtime>) {
 #[derive(Clone)]
 struct Process {
     ledger: Ledger,
-    service: BoxCloneSyncService<Request<Full<Bytes>>, Response<ResponseBody<Full<Bytes>>>, Infallible>,
+    service: Service,
     handler: Arc<Handler>,
 }
 
@@ -90,6 +92,8 @@ struct Handler {
     running: AtomicU32,
     most_running: AtomicU32,
 }
+
+type Service = BoxCloneSyncService<Request<Full<Bytes>>, Response<ResponseBody<Full<Bytes>>>, Infallible>;
 
 /// The status and body of an answer.
 type Told = (u16, Bytes);

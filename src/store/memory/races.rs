@@ -1,5 +1,7 @@
 //! The store in every order that chance comes upon. `crate::races` says how.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test panics where it fails")]
+
 use std::collections::BTreeSet;
 
 use futures_util::FutureExt as _;
