@@ -157,6 +157,10 @@ async fn a_renewal_that_too_few_replicas_have_is_tried_again() {
     let (key, claim) = (Key::from([7; 24]), Claim::new(LONG, LONG));
     assert!(matches!(store.claim(&key, &claim).await.unwrap(), Claimed::Acquired { .. }));
     assert_eq!(store.renew(&key, &claim).await.unwrap(), Hold::Held);
+    let (done, finished) = (Key::from([8; 24]), Claim::new(LONG, LONG));
+    store.claim(&done, &finished).await.unwrap();
+    store.complete(&done, &finished, b"done"[..].into()).await.unwrap();
+    assert_eq!(store.renew(&done, &finished).await.unwrap(), Hold::Held, "a renewal may be late");
     pair.replica.freeze();
     let error = store.renew(&key, &claim).await.unwrap_err();
     assert!(!error.is_definite() && !error.is_outage(), "{error:?}");

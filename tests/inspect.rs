@@ -108,7 +108,16 @@ async fn what_a_limited_user_may_not_see_is_unknown_and_no_error() {
     assert_eq!(unknown.len(), 3, "{unknown:?}");
     assert!(unknown.iter().all(|line| line.contains("INFO")));
 
-    // One of the two rights is enough.
+    // One of the two rights is enough, and this is the other.
+    let mut acl = redis::cmd("ACL");
+    acl.arg(&["SETUSER", "app", "+info"]);
+    let () = acl.query_async(&mut server.client().await).await.unwrap();
+    let strict = app(RedisStore::new(&url).unwrap().strict());
+    assert_eq!(strict.send(event("e")).await.status, 503, "it is seen to keep no log");
+    let mut acl = redis::cmd("ACL");
+    acl.arg(&["SETUSER", "app", "-info"]);
+    let () = acl.query_async(&mut server.client().await).await.unwrap();
+
     let mut acl = redis::cmd("ACL");
     acl.arg(&["SETUSER", "app", "+config|get"]);
     let () = acl.query_async(&mut server.client().await).await.unwrap();

@@ -134,10 +134,11 @@ impl Confirmer {
         self.ask(name, phase, id, timeout.saturating_sub(started.elapsed())).await
     }
 
-    /// The same, unless others wait already.
+    /// The same, unless claims and outcomes could have to wait for it.
     pub(super) async fn confirm_at_once(&self, name: &str, phase: Phase, id: &ClaimId) -> Result<(), Unconfirmed> {
+        let spare = self.at_once == 1 || self.free.available_permits() > 1;
         match (self.durability, self.free.try_acquire()) {
-            (Durability::Replicated { timeout, .. } | Durability::Synced { timeout, .. }, Ok(_permit)) => {
+            (Durability::Replicated { timeout, .. } | Durability::Synced { timeout, .. }, Ok(_permit)) if spare => {
                 self.ask(name, phase, id, timeout).await
             }
             _ => Ok(()),

@@ -42,7 +42,7 @@ enum Finding {
     Old(String),
     /// Neither by snapshots nor by a log.
     NotPersistent,
-    /// By snapshots and not by a log.
+    /// Not by a log, and at best by snapshots.
     SnapshotsOnly,
     /// The user may not ask, or the server does not tell.
     Unknown(&'static str),
@@ -158,8 +158,9 @@ impl Server {
         match (self.appends.as_deref(), self.snapshots.as_deref()) {
             (Some("1" | "yes"), _) => {}
             (Some(_), Some("")) => findings.push(Finding::NotPersistent),
-            (Some(_), Some(_)) => findings.push(Finding::SnapshotsOnly),
-            (None, _) | (_, None) => findings.push(Finding::Unknown("whether it persists")),
+            // Whether there are any or not.
+            (Some(_), _) => findings.push(Finding::SnapshotsOnly),
+            (None, _) => findings.push(Finding::Unknown("whether it persists")),
         }
         match &self.version {
             Some(version) if is_old(version) => findings.push(Finding::Old(version.clone())),
@@ -217,7 +218,7 @@ impl Finding {
                     .to_owned()
             }
             Self::SnapshotsOnly => {
-                "it persists by snapshots alone: what it learned since the last one is lost with a crash, and events run \
+                "it persists by snapshots at best: what it learned since the last one is lost with a crash, and events run \
                  again; set appendonly yes"
                     .to_owned()
             }
@@ -252,7 +253,8 @@ mod tests {
             (server("noeviction", "0", "0", "3600 1"), vec![Finding::SnapshotsOnly]),
             (server("noeviction", "0", "1", "3600 1"), vec![]),
             (server("noeviction", "0", "0", ""), vec![Finding::NotPersistent]),
-            (server("noeviction", "0", "0", "?"), vec![Finding::Unknown("whether it persists")]),
+            (server("noeviction", "0", "0", "?"), vec![Finding::SnapshotsOnly]),
+            (server("noeviction", "0", "?", "3600 1"), vec![Finding::Unknown("whether it persists")]),
             (server("?", "?", "1", ""), vec![Finding::Unknown("whether it evicts keys")]),
         ];
         for (server, findings) in cases {

@@ -272,7 +272,10 @@ async fn leave(connection: &mut Listener, swept: &Swept) -> RedisResult<()> {
         connection.unsubscribe(&texts(names)).await?;
     }
     if swept.unused.is_empty() && !swept.used.is_empty() {
-        connection.subscribe(&texts(&swept.used)).await?;
+        let failed = connection.subscribe(&texts(&swept.used)).await?;
+        if failed.len() == swept.used.len() {
+            return Err((ErrorKind::Io, "no part of the cluster answers").into());
+        }
     }
     Ok(())
 }
