@@ -10,7 +10,6 @@
 //!
 //! Connecting is one task for all who wait for it, outlives their patience, and backs off with jitter.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,18 +19,12 @@ use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, Value};
 use tokio::task::JoinError;
 use tokio::time::{Instant, sleep};
 
-use super::failure::{
-    Failure, comes_before_any_effect, is_about_topology, is_from_replica, is_reply, is_worth_leaving,
-};
+use super::failure::{Failure, comes_before_any_effect, is_from_replica, is_reply, is_worth_leaving};
+use super::health::{Connection, Verdict};
 use super::inspect::Inspector;
 use super::link::Link;
 use super::topology::Topology;
 use crate::sync::{Mutex, lock};
-
-/// How many calls in a row go unanswered, and for how long, before a connection is not trusted any more. Both, because
-/// callers differ in their deadlines, and because one whose own client has left stops waiting at once.
-const MAX_SILENT: u32 = 2;
-const MAX_SILENCE: Duration = Duration::from_millis(200);
 
 /// The pauses between attempts to connect.
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
@@ -65,48 +58,6 @@ struct State {
 
 type Connecting = Shared<BoxFuture<'static, Result<Connection, RedisError>>>;
 
-/// A connection and what is known of its health. Clones are one connection.
-#[derive(Clone)]
-struct Connection {
-    link: Arc<dyn Link>,
-    health: Arc<Mutex<Health>>,
-}
-
-struct Health {
-    /// Whether one call that fails breaks it for all.
-    is_whole: bool,
-    broken: bool,
-    /// By failure domain: one node of a cluster may be silent while the others answer.
-    domains: Vec<Domain>,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Domain {
-    last_answer: Option<Instant>,
-    /// How many calls in a row have got no answer, for how long, and until when. Calls that wait together wait once.
-    silent: u32,
-    silent_for: Duration,
-    silent_until: Option<Instant>,
-}
-
-#[derive(Clone, Copy, Eq, PartialEq)]
-enum Verdict {
-    Broken,
-    Good,
-    /// It does not answer about these keys.
-    Silent,
-}
-
-/// A call under way. Dropped without an answer, it counts as silence.
-struct Call<'a> {
-    connection: &'a Connection,
-    domain: usize,
-    sent: Instant,
-    answered: bool,
-    /// There is nothing to wait for.
-    failed: bool,
-}
-
 // === impl Connector ===
 
 impl Connector {
@@ -136,7 +87,7 @@ impl Connector {
         if let (Some(current), Some(at)) = (&state.current, state.connected_at)
             && at.elapsed() >= LEAVE_AFTER
         {
-            lock(&current.health).fail();
+            current.fail();
         }
     }
 
@@ -298,7 +249,7 @@ impl State {
 
     /// Pauses before the next attempt to connect: longer each time, unless a connection has been good for a while.
     fn back_off(&mut self, error: &RedisError) {
-        self.current.take_if(|current| lock(&current.health).broken);
+        self.current.take_if(|current| current.is_broken());
         let was_good = self.connected_at.take().is_some_and(|at| at.elapsed() > LAST_BACKOFF);
         if was_good {
             self.backoff = Duration::ZERO;
@@ -306,113 +257,6 @@ impl State {
             self.backoff = (self.backoff * 2).clamp(FIRST_BACKOFF, LAST_BACKOFF);
             let pause = self.backoff.mul_f64(rand::random_range(0.5..1.0));
             self.failed = Some((error.clone(), Instant::now() + pause));
-        }
-    }
-}
-
-// === impl Connection ===
-
-impl Connection {
-    fn new(link: Arc<dyn Link>, is_whole: bool) -> Self {
-        Self { link, health: Arc::new(Mutex::new(Health { is_whole, broken: false, domains: Vec::new() })) }
-    }
-
-    fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.health, &other.health)
-    }
-
-    fn verdict(&self, domain: usize) -> Verdict {
-        let health = lock(&self.health);
-        let is_silent = |domain: &Domain| domain.silent >= MAX_SILENT && domain.silent_for >= MAX_SILENCE;
-        match health.broken {
-            true => Verdict::Broken,
-            false if health.domains.get(domain).is_some_and(is_silent) => Verdict::Silent,
-            false => Verdict::Good,
-        }
-    }
-
-    /// Whether the last call about a domain was answered.
-    fn answers(&self, domain: usize) -> bool {
-        let health = lock(&self.health);
-        health.domains.get(domain).is_some_and(|domain| domain.silent == 0 && domain.last_answer.is_some())
-    }
-
-    async fn call<T>(&self, domain: usize, call: BoxFuture<'_, RedisResult<T>>) -> RedisResult<T> {
-        let sent = Instant::now();
-        let mut under_way = Call { connection: self, domain, sent, answered: false, failed: false };
-        let result = call.await;
-        match &result {
-            Err(error) if is_reply(error) => under_way.refused(error),
-            Err(error) if error.is_timeout() => {}
-            Err(_) => {
-                under_way.failed = true;
-                lock(&self.health).fail();
-            }
-            Ok(_) => under_way.answered(),
-        }
-        result
-    }
-}
-
-impl fmt::Debug for Connection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").finish_non_exhaustive()
-    }
-}
-
-// === impl Health ===
-
-impl Health {
-    fn fail(&mut self) {
-        self.broken |= self.is_whole;
-    }
-
-    fn domain(&mut self, domain: usize) -> &mut Domain {
-        if self.domains.len() <= domain {
-            self.domains.resize(domain + 1, Domain::default());
-        }
-        &mut self.domains[domain]
-    }
-}
-
-// === impl Call ===
-
-impl Call<'_> {
-    fn answered(&mut self) {
-        self.answered = true;
-        *lock(&self.connection.health).domain(self.domain) =
-            Domain { last_answer: Some(Instant::now()), ..Domain::default() };
-    }
-
-    /// An error is an answer. Of a cluster one that says that another node has the key is none, since its client has
-    /// followed the topology as far as it knows it; nor is that of a master without replicas.
-    fn refused(&mut self, error: &RedisError) {
-        let is_whole = {
-            let mut health = lock(&self.connection.health);
-            if is_from_replica(error) {
-                health.fail();
-            }
-            health.is_whole
-        };
-        self.failed = is_worth_leaving(error);
-        if is_whole || !(self.failed || is_about_topology(error)) {
-            self.answered();
-        }
-    }
-}
-
-impl Drop for Call<'_> {
-    fn drop(&mut self) {
-        if !self.answered {
-            let now = Instant::now();
-            let mut health = lock(&self.connection.health);
-            let domain = health.domain(self.domain);
-            if domain.last_answer.is_none_or(|answer| answer < self.sent) {
-                let since = domain.silent_until.map_or(self.sent, |until| until.max(self.sent));
-                domain.silent += 1;
-                domain.silent_for += if self.failed { MAX_SILENCE } else { now - since };
-                domain.silent_until = Some(now);
-            }
         }
     }
 }

@@ -91,6 +91,7 @@ mod answer;
 mod connection;
 mod durability;
 mod failure;
+mod health;
 mod inspect;
 mod layout;
 mod link;
