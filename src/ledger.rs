@@ -234,8 +234,8 @@ impl Ledger {
         self.0.waiting.take()
     }
 
-    pub(crate) fn waiting_per_key(&self) -> Arc<Gauge> {
-        Gauge::new(self.0.max_waiting_per_key.load(Ordering::Relaxed), None)
+    pub(crate) fn max_waiting_of_a_key(&self) -> usize {
+        self.0.max_waiting_per_key.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_draining(&self) -> bool {
