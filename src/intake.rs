@@ -51,7 +51,7 @@ pub(crate) async fn take_in<B: Body<Data = Bytes>>(
     body: B,
     report: &mut Report,
 ) -> Intake<B> {
-    let extract = |body: &Bytes| policy.key.extract(head, body, policy.header_syntax);
+    let extract = |body: &Bytes| policy.extract(head, body);
     let by_head = (!policy.key.reads_body()).then(|| extract(&Bytes::new()));
     if let Some(unusable @ (Ok(None) | Err(_))) = by_head {
         return without_key(policy, &unusable, RequestBody::untouched(body), report);

@@ -9,7 +9,10 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, response};
 
 use crate::body::ResponseBody;
-use crate::policy::{Replay, tokens};
+use crate::connection::tokens;
+use crate::grpc::GRPC_STATUS;
+use crate::media_type;
+use crate::policy::Replay;
 use crate::record::{Content, Record};
 use crate::rejection::Rejection;
 use crate::telemetry;
@@ -161,13 +164,17 @@ impl Keeping {
         for name in tokens(headers, &header::CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok()) {
             kept.remove(name);
         }
-        for name in NEVER_KEPT.iter().chain(&self.never) {
+        // A call without its status would be read as a failure.
+        for name in NEVER_KEPT.iter().chain(&self.never).filter(|name| **name != GRPC_STATUS) {
             kept.remove(name);
         }
         if let Some(only) = &self.only {
+            let is_grpc = media_type::is_grpc(headers);
             // A body that is kept without its coding cannot be read. The other is the layer's own.
             let always = [header::CONTENT_ENCODING, IDEMPOTENCY_EXPIRES];
-            let is_kept = |name: &&HeaderName| only.contains(name) || always.contains(name);
+            let of_grpc =
+                |name: &HeaderName| name.as_str().starts_with("grpc-") || *name == header::CONTENT_TYPE && is_grpc;
+            let is_kept = |name: &&HeaderName| only.contains(name) || always.contains(name) || of_grpc(name);
             let others = kept.keys().filter(|name| !is_kept(name)).cloned().collect::<Vec<_>>();
             others.iter().for_each(|name| drop(kept.remove(name)));
         }
@@ -194,12 +201,15 @@ impl Kept {
         let Self { status, mut headers, body, trailers } = self;
         headers.remove(header::CONTENT_LENGTH);
         // RFC 9110 §8.6: none in a 1xx or 204, and in a 304 only what a 200 would have had.
-        let has_length = !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        // gRPC has no use for lengths and announcements: its messages have a prefix, and HTTP/2 carries any trailers.
+        let is_grpc = media_type::is_grpc(&headers);
+        let has_length = !is_grpc && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         match &trailers {
             None if has_length => {
                 headers.insert(header::CONTENT_LENGTH, body.len().into());
             }
             None => {}
+            Some(_) if is_grpc => {}
             // HTTP/1.1 carries only those that were announced.
             Some(trailers) => {
                 for name in trailers.keys() {

@@ -7,17 +7,21 @@ pub(crate) fn is(headers: &HeaderMap, media_type: &[u8]) -> bool {
     essence(headers).eq_ignore_ascii_case(media_type)
 }
 
-/// Whether it is gRPC in one of its encodings and framings: `application/grpc`, `application/grpc+proto`,
-/// `application/grpc-web-text`.
+/// Whether it is gRPC in any encoding: `application/grpc`, `application/grpc+proto`.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    matches!(behind_grpc(headers), Some([] | [b'+', ..]))
+}
+
+/// Whether it is gRPC as browsers speak it: `application/grpc-web`, `application/grpc-web-text+proto`.
+pub(crate) fn is_grpc_web(headers: &HeaderMap) -> bool {
+    let suffix = behind_grpc(headers).and_then(|suffix| suffix.get(..4));
+    suffix.is_some_and(|suffix| suffix.eq_ignore_ascii_case(b"-web"))
+}
+
+fn behind_grpc(headers: &HeaderMap) -> Option<&[u8]> {
     const GRPC: &[u8] = b"application/grpc";
-    let essence = essence(headers);
-    let Some((grpc, suffix)) = essence.split_at_checked(GRPC.len()) else { return false };
-    let is_known = match suffix {
-        [] | [b'+', ..] => true,
-        _ => suffix.get(..4).is_some_and(|web| web.eq_ignore_ascii_case(b"-web")),
-    };
-    grpc.eq_ignore_ascii_case(GRPC) && is_known
+    let (grpc, suffix) = essence(headers).split_at_checked(GRPC.len())?;
+    grpc.eq_ignore_ascii_case(GRPC).then_some(suffix)
 }
 
 fn essence(headers: &HeaderMap) -> &[u8] {
@@ -42,12 +46,15 @@ mod tests {
 
     #[test]
     fn grpc_is_known_in_all_its_kinds() {
-        for grpc in ["application/grpc", "Application/gRPC", "application/grpc+proto; a=b", "application/gRPC-Web-text"]
-        {
-            assert!(is_grpc(&headers(grpc)), "{grpc}");
+        let kinds = |content_type| (is_grpc(&headers(content_type)), is_grpc_web(&headers(content_type)));
+        for grpc in ["application/grpc", "Application/gRPC", "application/grpc+proto; a=b"] {
+            assert_eq!(kinds(grpc), (true, false), "{grpc}");
+        }
+        for web in ["application/grpc-web", "application/gRPC-Web-text", "application/grpc-web+proto"] {
+            assert_eq!(kinds(web), (false, true), "{web}");
         }
         for other in ["", "application/grp", "application/grpcish", "application/grpc-status+json", "text/grpc"] {
-            assert!(!is_grpc(&headers(other)), "{other}");
+            assert_eq!(kinds(other), (false, false), "{other}");
         }
     }
 }

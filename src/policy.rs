@@ -1,25 +1,23 @@
 //! What a layer has been told to do: its contract, every default of that contract, and what follows from both.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderName};
-use http::{HeaderMap, Method, Response, StatusCode, Version, request, response};
+use http::{Method, Response, StatusCode, request, response};
 use tokio::time::Instant;
 use tower::BoxError;
 
-use crate::body::ResponseBody;
 use crate::caller::Caller;
+use crate::connection::is_upgrade;
 use crate::digest::{Digest, Secret};
 use crate::fingerprint::{self, Fingerprint, Payload};
+use crate::grpc::{self, Code};
 use crate::kept::Keeping;
-use crate::key::{self, HeaderSyntax, Key, KeySource, Keys, Part};
+use crate::key::{self, Extracted, HeaderSyntax, Key, KeySource, Keys, Part};
 use crate::media_type;
-use crate::record::Record;
 use crate::rejection::{PolicyPage, Rejection};
 use crate::store::Claim;
 use crate::telemetry::{self, PassedThrough};
@@ -115,11 +113,14 @@ pub(crate) struct Policy {
     pub(crate) caller: Option<Caller>,
     pub(crate) scope: Option<Arc<ScopeFn>>,
     pub(crate) applies: Arc<AppliesFn>,
+    /// The methods of gRPC that are protected.
+    pub(crate) unary: grpc::Methods,
     pub(crate) missing_key: OnBadKey,
     pub(crate) malformed_key: OnBadKey,
     pub(crate) fingerprint: Payload,
     pub(crate) other_payload: OnOtherPayload,
     pub(crate) keeps: Arc<KeepsFn>,
+    pub(crate) keeps_code: Arc<KeepsCodeFn>,
     pub(crate) keeping: Keeping,
     pub(crate) expires_header: bool,
     pub(crate) mark_first: bool,
@@ -148,6 +149,7 @@ pub(crate) struct Policy {
 pub(crate) type ScopeFn = dyn Fn(&request::Parts) -> Result<Option<Bytes>, BoxError> + Send + Sync;
 pub(crate) type AppliesFn = dyn Fn(&Method) -> bool + Send + Sync;
 pub(crate) type KeepsFn = dyn Fn(StatusCode) -> bool + Send + Sync;
+pub(crate) type KeepsCodeFn = dyn Fn(Code) -> bool + Send + Sync;
 pub(crate) type RefusalFn = dyn Fn(Rejection, &mut Response<Bytes>) + Send + Sync;
 
 // === impl Policy ===
@@ -164,11 +166,13 @@ impl Policy {
             caller: None,
             scope: None,
             applies: Arc::new(|_| true),
+            unary: grpc::Methods::default(),
             missing_key: OnBadKey::PassThrough,
             malformed_key: OnBadKey::PassThrough,
             fingerprint: fingerprint::ignored(),
             other_payload: OnOtherPayload::Replay,
             keeps: Arc::new(|status| status.is_success()),
+            keeps_code: Arc::new(|code| code == Code::Ok),
             keeping: Keeping::default(),
             expires_header: false,
             mark_first: false,
@@ -205,6 +209,7 @@ impl Policy {
             fingerprint: fingerprint::whole(),
             other_payload: OnOtherPayload::Refuse,
             keeps: Arc::new(is_deterministic),
+            keeps_code: Arc::new(Code::is_deterministic),
             replay: Replay::Outcome,
             running_status: StatusCode::CONFLICT,
             patience: API_PATIENCE,
@@ -214,20 +219,24 @@ impl Policy {
     }
 
     /// Whether the layer has anything to do with a request at all.
-    ///
-    /// A gRPC call says in its trailers what came of it, and its head does not tell whether it streams: it passes through.
     pub(crate) fn applies(&self, head: &request::Parts) -> bool {
         let never = matches!(head.method, Method::HEAD | Method::OPTIONS | Method::CONNECT);
-        self.enabled
-            && !never
-            && !is_upgrade(head)
-            && !media_type::is_grpc(&head.headers)
-            && (self.applies)(&head.method)
+        let applies = if media_type::is_grpc(&head.headers) {
+            // Its head does not tell whether it streams.
+            self.unary.contains(head.uri.path()) && head.method == Method::POST
+        } else {
+            !media_type::is_grpc_web(&head.headers) && (self.applies)(&head.method)
+        };
+        self.enabled && !never && !is_upgrade(head) && applies
     }
 
     /// Whether the request body is there before the claim.
     pub(crate) fn buffers(&self) -> bool {
         !self.stream_request_body || self.key.reads_body() || !self.fingerprint.is_ignored()
+    }
+
+    pub(crate) fn extract(&self, head: &request::Parts, body: &Bytes) -> Extracted {
+        self.key.extract(head, body, self.header_syntax, self.max_request_body)
     }
 
     /// The stored keys: digests over scope and parts, under each secret. It fails where the scope does.
@@ -268,48 +277,6 @@ impl Policy {
         lease_until.filter(|until| until.saturating_duration_since(Instant::now()) < self.lease / 2)
     }
 
-    /// Whether an outcome is kept. A predicate that panics says nothing, and what has run must not run again for that.
-    pub(crate) fn keeps(&self, status: StatusCode) -> bool {
-        catch_unwind(AssertUnwindSafe(|| (self.keeps)(status))).unwrap_or_else(|_| {
-            telemetry::hook_panicked("keep");
-            status.is_success()
-        })
-    }
-
-    pub(crate) fn record(&self, head: &response::Parts, body: Bytes, trailers: Option<HeaderMap>) -> Record {
-        self.keeping.record(head, body, trailers, self.max_kept_body).fitting()
-    }
-
-    pub(crate) fn tombstone(&self, head: &response::Parts) -> Record {
-        self.keeping.tombstone(head).fitting()
-    }
-
-    pub(crate) fn replay<R>(&self, record: &Record) -> Result<Response<ResponseBody<R>>, Rejection> {
-        self.keeping.replay(record, self.replay)
-    }
-
-    /// How long an outcome that is not kept is remembered as an attempt. Answers that a forger can bring about are not
-    /// remembered for long, or they would fill the store.
-    pub(crate) fn remembers(&self, status: StatusCode) -> Duration {
-        if is_failure(status) { self.retention } else { self.lease }
-    }
-
-    pub(crate) fn refuse<R>(&self, refusal: Rejection) -> Response<ResponseBody<R>> {
-        self.refuse_until(refusal, None)
-    }
-
-    /// A refusal that says when the reason for it will be gone, where that is known.
-    pub(crate) fn refuse_until<R>(&self, refusal: Rejection, until: Option<Instant>) -> Response<ResponseBody<R>> {
-        let problem = refusal.problem(self.running_status, self.policy_page.as_ref(), until);
-        let told = match &self.on_refusal {
-            None => problem,
-            Some(hook) => replaced(refusal, problem, hook),
-        };
-        let mut response = told.map(|body| ResponseBody::buffered(body, None));
-        response.extensions_mut().insert(refusal);
-        response
-    }
-
     /// Says once of each reason that a request goes unprotected.
     pub(crate) fn warn_once(&self, reason: PassedThrough) {
         let [missing, malformed] = &*self.warned;
@@ -323,20 +290,8 @@ impl Policy {
     }
 }
 
-/// A refusal as the user's function would have it. It may say anything but that what has not run is done.
-fn replaced(refusal: Rejection, problem: Response<Bytes>, hook: &Arc<RefusalFn>) -> Response<Bytes> {
-    let mut told = problem.clone();
-    let ran = catch_unwind(AssertUnwindSafe(|| hook(refusal, &mut told)));
-    if ran.is_err() {
-        telemetry::hook_panicked("on_refusal");
-    }
-    let is_refusal = told.status().is_client_error() || told.status().is_server_error();
-    let is_drop = told.status().is_success() && !refusal.is_of_an_event();
-    if ran.is_ok() && (is_refusal || is_drop) { told } else { problem }
-}
-
 /// A status of a class that is none counts as one of 5xx (RFC 9110 §15).
-fn is_failure(status: StatusCode) -> bool {
+pub(crate) fn is_failure(status: StatusCode) -> bool {
     status.as_u16() >= 500
 }
 
@@ -345,27 +300,6 @@ fn is_deterministic(status: StatusCode) -> bool {
     !status.is_informational()
         && !is_failure(status)
         && !matches!(status.as_u16(), 401 | 403 | 404 | 405 | 408 | 409 | 425 | 429)
-}
-
-/// RFC 9110 §7.8: HTTP/1.1 has them, HTTP/1.0 must ignore them, and HTTP/2 has none but those by CONNECT.
-///
-/// An offer of HTTP/2 or of TLS is none: there are clients that make it with any request, and servers ignore it (RFC 9113
-/// §3.1; RFC 2817, which nobody serves and Apache HttpClient 5.4 offers).
-fn is_upgrade(head: &request::Parts) -> bool {
-    let is_http = |token: &[u8]| {
-        let protocol = token.split(|byte| *byte == b'/').next().unwrap_or_default();
-        [&b"h2c"[..], b"h2", b"http", b"tls"].iter().any(|http| protocol.eq_ignore_ascii_case(http))
-    };
-    head.version == Version::HTTP_11
-        && tokens(&head.headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade"))
-        && tokens(&head.headers, &header::UPGRADE).any(|token| !is_http(token))
-}
-
-/// The members of a header that is a list.
-pub(crate) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
-    let lines = headers.get_all(name).iter();
-    let members = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-    members.map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
 /// Whether a response says that it has no end (HTML Living Standard §9.2, server-sent events).
@@ -399,7 +333,7 @@ impl fmt::Debug for Policy {
 
 #[cfg(test)]
 mod tests {
-    use http::Request;
+    use http::{Request, Version};
 
     use super::*;
     use crate::caller;

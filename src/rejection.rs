@@ -1,7 +1,8 @@
 //! Every refusal of the layer.
 //!
 //! Refusals are responses, never errors: the layer's error is the inner service's. Each is a problem document (RFC 9457)
-//! with a stable code that a machine can read, and stands in the response's extensions as a [`Rejection`].
+//! with a stable code that a machine can read, or a status of [gRPC](crate::grpc), and stands in the response's extensions
+//! as a [`Rejection`].
 //!
 //! None of them is 403, 406 or 410, which some senders of webhooks take for a wish to be left alone.
 
@@ -86,7 +87,7 @@ impl Rejection {
         }
     }
 
-    const fn title(self) -> &'static str {
+    pub(crate) const fn title(self) -> &'static str {
         match self {
             Self::AttemptFailed => "the attempts that ran before this request failed",
             Self::BodyTimeout => "the request body did not arrive in time",
@@ -136,6 +137,12 @@ impl Rejection {
         !matches!(self, Self::KeyMalformed | Self::KeyMissing | Self::OutcomeNotRetained)
     }
 
+    /// After how many seconds the same request may fare better, if it may.
+    pub(crate) fn retry_after(self, until: Option<Instant>) -> Option<u64> {
+        let is_told = self == Self::Running || self.is_retryable();
+        is_told.then(|| until.map_or(RETRY_AFTER_SECS, seconds_until))
+    }
+
     /// The refusal as a problem document. `running` is the status of [`Rejection::Running`]; `until` is when the reason will
     /// be gone, where that is known.
     pub(crate) fn problem(
@@ -156,8 +163,8 @@ impl Rejection {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if self == Self::Running || self.is_retryable() {
-            headers.insert(RETRY_AFTER, until.map_or(RETRY_AFTER_SECS, seconds_until).into());
+        if let Some(secs) = self.retry_after(until) {
+            headers.insert(RETRY_AFTER, secs.into());
         }
         if let Some(page) = page {
             headers.insert(LINK, page.link.clone());

@@ -25,22 +25,30 @@ use crate::body::{RequestBody, ResponseBody};
 use crate::flight::{Landing, Seat, Turn};
 use crate::intake::{Intake, Keyed, take_in};
 use crate::key::Keys;
+use crate::layer::IdempotencyLayer;
 use crate::ledger::Ledger;
-use crate::policy::{OnStoreError, Policy};
+use crate::policy::OnStoreError;
 use crate::record::Record;
 use crate::rejection::Rejection;
 use crate::store::MAX_DURATION;
 use crate::telemetry::{self, Outcome, PassedThrough, Report, Timer};
+use crate::terms::Terms;
 
-/// A service behind an [`IdempotencyLayer`](crate::IdempotencyLayer). See the [crate docs](crate) for an example.
+/// A service behind an [`IdempotencyLayer`]. See the [crate docs](crate) for an example.
 ///
 /// It is always ready. An attempt readies a clone of the inner service when it has its claim, so only requests that run
 /// hold what the inner service is short of, and duplicates that wait hold nothing.
 #[derive(Clone, Debug)]
 pub struct Idempotency<S> {
     inner: S,
+    layer: IdempotencyLayer,
+}
+
+/// One request on its way, with the terms that go for it.
+struct Delivery<S> {
+    inner: S,
     ledger: Ledger,
-    policy: Arc<Policy>,
+    terms: Terms,
 }
 
 /// The response of an [`Idempotency`] service.
@@ -49,8 +57,8 @@ pub struct ResponseFuture<R, E>(Pin<Box<dyn Future<Output = Answer<R, E>> + Send
 type Answer<R, E> = Result<Response<ResponseBody<R>>, E>;
 
 impl<S> Idempotency<S> {
-    pub(crate) const fn new(inner: S, ledger: Ledger, policy: Arc<Policy>) -> Self {
-        Self { inner, ledger, policy }
+    pub(crate) const fn new(inner: S, layer: IdempotencyLayer) -> Self {
+        Self { inner, layer }
     }
 
     /// The inner service.
@@ -67,8 +75,36 @@ impl<S> Idempotency<S> {
     pub fn into_inner(self) -> S {
         self.inner
     }
+}
 
-    async fn run<B, R>(self, request: Request<B>) -> Answer<R, S::Error>
+impl<S, B, R> Service<Request<B>> for Idempotency<S>
+where
+    S: Service<Request<RequestBody<B>>, Response = Response<R>> + Clone + Send + 'static,
+    S::Error: Send + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Send,
+    R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    type Response = Response<ResponseBody<R>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<R, S::Error>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (head, body) = request.into_parts();
+        let (ledger, terms) = self.layer.terms(&head);
+        let delivery = Delivery { inner: self.inner.clone(), ledger, terms };
+        ResponseFuture(Box::pin(delivery.run(head, body)))
+    }
+}
+
+impl<S> Delivery<S> {
+    async fn run<B, R>(self, head: request::Parts, body: B) -> Answer<R, S::Error>
     where
         S: Service<Request<RequestBody<B>>, Response = Response<R>> + Send + 'static,
         S::Error: Send + 'static,
@@ -77,20 +113,20 @@ impl<S> Idempotency<S> {
         R: Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        let mut report = Report::open(self.policy.contract);
-        let (head, body) = request.into_parts();
-        if !self.policy.applies(&head) {
+        let received = Instant::now();
+        let mut report = Report::open(self.terms.contract);
+        if !self.terms.applies(&head) {
             let outcome = Outcome::PassedThrough(PassedThrough::NotApplicable);
             return self.run_unprotected(head, RequestBody::untouched(body), outcome, report).await;
         }
-        let Keyed { parts, fingerprint, body, failed } = match take_in(&self.policy, &head, body, &mut report).await {
+        let Keyed { parts, fingerprint, body, failed } = match take_in(&self.terms, &head, body, &mut report).await {
             Intake::Keyed(keyed) => keyed,
             Intake::PassThrough(body, why) => {
                 return self.run_unprotected(head, body, Outcome::PassedThrough(why), report).await;
             }
             Intake::Refuse(refusal) => return Ok(self.refuse(refusal, report)),
         };
-        let keys = match self.policy.stored_keys(&head, &parts) {
+        let keys = match self.terms.stored_keys(&head, &parts) {
             Ok(keys) => keys,
             Err(error) => {
                 report.cause(&*error);
@@ -106,8 +142,8 @@ impl<S> Idempotency<S> {
             return self.run_unprotected(head, body, outcome, report).await;
         }
         report.key(key);
-        let mut seat = Seat::take(&self.ledger, key, fingerprint, self.policy.refuses_other());
-        let patience = Instant::now() + self.policy.patience;
+        let mut seat = Seat::take(&self.ledger, key, fingerprint, self.terms.refuses_other());
+        let patience = self.terms.patient_until(&head, received);
         loop {
             let turn = seat.turn(patience, &mut report).await;
             report.goes_on();
@@ -127,22 +163,22 @@ impl<S> Idempotency<S> {
                 Turn::Mismatch => return Ok(self.refuse(Rejection::KeyReused, report)),
                 Turn::OutOfPatience(lease_until) => {
                     report.close(Outcome::Refused(Rejection::Running));
-                    return Ok(self.policy.refuse_until(Rejection::Running, self.policy.free_at(lease_until)));
+                    return Ok(self.terms.refuse_until(Rejection::Running, self.terms.free_at(lease_until)));
                 }
                 Turn::Full => return Ok(self.refuse(Rejection::Overloaded, report)),
             };
             let Some(ticket) = self.ledger.attempt() else {
                 return Ok(self.replay_at_most(keys, seat, report).await);
             };
-            let claim = self.policy.claim(fingerprint);
+            let claim = self.terms.claim(fingerprint);
             let timer = Timer::start();
             let asked = Lease::ask(&self.ledger, keys, &claim).await;
-            telemetry::asked(self.policy.contract, timer, &asked);
+            telemetry::asked(self.terms.contract, timer, &asked);
             match asked {
                 Ok(Asked::Acquired(lease)) => {
                     drop(seat);
                     lead.running_here();
-                    let run = Run::new(self.policy, lease, lead, failed, ticket);
+                    let run = Run::new(self.terms, lease, lead, failed, ticket);
                     return run.start(self.inner, Request::from_parts(head, body), report).await;
                 }
                 Ok(Asked::Done { fingerprint: first, record }) => match Record::decode(&record) {
@@ -186,7 +222,7 @@ impl<S> Idempotency<S> {
     where
         S: Service<Request<RequestBody<B>>, Response = Response<R>>,
     {
-        let patience = if self.policy.enabled { self.policy.ready_timeout } else { MAX_DURATION };
+        let patience = if self.terms.enabled { self.terms.ready_timeout } else { MAX_DURATION };
         match timeout(patience, poll_fn(|cx| self.inner.poll_ready(cx))).await {
             Ok(ready) => ready?,
             Err(_) => return Ok(self.refuse(Rejection::InnerNotReady, report)),
@@ -206,7 +242,7 @@ impl<S> Idempotency<S> {
     where
         S: Service<Request<RequestBody<B>>, Response = Response<R>>,
     {
-        match self.policy.on_store_error {
+        match self.terms.on_store_error {
             OnStoreError::Refuse => Ok(self.refuse(Rejection::StoreUnavailable, report)),
             OnStoreError::Bypass => self.run_unprotected(head, body, Outcome::Bypassed, report).await,
         }
@@ -225,7 +261,7 @@ impl<S> Idempotency<S> {
     }
 
     fn replay<R>(&self, record: &Record, other_payload: bool, report: Report) -> Response<ResponseBody<R>> {
-        match self.policy.replay(record) {
+        match self.terms.replay(record) {
             Ok(response) => {
                 report.close(Outcome::Replayed { other_payload });
                 response
@@ -236,30 +272,7 @@ impl<S> Idempotency<S> {
 
     fn refuse<R>(&self, refusal: Rejection, report: Report) -> Response<ResponseBody<R>> {
         report.close(Outcome::Refused(refusal));
-        self.policy.refuse(refusal)
-    }
-}
-
-impl<S, B, R> Service<Request<B>> for Idempotency<S>
-where
-    S: Service<Request<RequestBody<B>>, Response = Response<R>> + Clone + Send + 'static,
-    S::Error: Send + 'static,
-    S::Future: Send + 'static,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Send,
-    R: Body<Data = Bytes> + Send + 'static,
-    R::Error: Into<BoxError>,
-{
-    type Response = Response<ResponseBody<R>>;
-    type Error = S::Error;
-    type Future = ResponseFuture<R, S::Error>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        ResponseFuture(Box::pin(self.clone().run(request)))
+        self.terms.refuse(refusal)
     }
 }
 

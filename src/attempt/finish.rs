@@ -13,11 +13,12 @@ use super::{Client, Pursued, Reply, Run};
 use crate::body::ResponseBody;
 use crate::flight::{Landing, Lead};
 use crate::kept::{IDEMPOTENCY_EXPIRES, IDEMPOTENCY_STORED, IDEMPOTENT_REPLAYED};
-use crate::policy::{Contract, Policy};
+use crate::policy::Contract;
 use crate::record::Record;
 use crate::rejection::Rejection;
 use crate::sync::lock;
 use crate::telemetry::{self, Executed, Outcome, Timer};
+use crate::terms::Terms;
 
 impl Run {
     /// Stores the outcome, then answers.
@@ -30,7 +31,7 @@ impl Run {
     ) {
         if self.is_withdrawn() {
             let reply = Reply::Response(unstored(response));
-            return self.release(self.policy.lease, Some(reply), client, Executed::Released).await;
+            return self.release(self.terms.lease, Some(reply), client, Executed::Released).await;
         }
         let stored = self.settle(record, async |pursued| {
             client.reply(Reply::Response(match pursued {
@@ -47,7 +48,7 @@ impl Run {
     pub(super) async fn settle(&self, record: Record, tell: impl AsyncFnOnce(Pursued)) -> Pursued {
         let bytes = record.encode();
         let mut pursuit = pin!(self.pursue(&bytes));
-        if let Ok(pursued) = timeout(self.policy.complete_wait, pursuit.as_mut()).await {
+        if let Ok(pursued) = timeout(self.terms.complete_wait, pursuit.as_mut()).await {
             self.end(pursued, record);
             tell(pursued).await;
             return pursued;
@@ -63,12 +64,12 @@ impl Run {
 
     /// How long the outcome is kept.
     fn retention(&self) -> Duration {
-        self.handle.steering().keep_for.unwrap_or(self.policy.retention)
+        self.handle.steering().keep_for.unwrap_or(self.terms.retention)
     }
 
     /// Says when the outcome will be forgotten, where that is to be said.
     pub(super) fn announce_expiry(&self, head: &mut response::Parts) {
-        if self.policy.expires_header {
+        if self.terms.expires_header {
             let expires = httpdate::fmt_http_date(SystemTime::now() + self.retention());
             if let Ok(expires) = HeaderValue::try_from(expires) {
                 head.headers.insert(IDEMPOTENCY_EXPIRES, expires);
@@ -84,9 +85,9 @@ impl Run {
         let pursued = tokio::select! {
             biased;
             _ = lost.wait_for(|lost| *lost) => Pursued::Lost,
-            pursued = self.lease.complete(record, retention, self.policy.complete_ceiling) => pursued,
+            pursued = self.lease.complete(record, retention, self.terms.complete_ceiling) => pursued,
         };
-        telemetry::pursued(self.policy.contract, timer, pursued);
+        telemetry::pursued(self.terms.contract, timer, pursued);
         pursued
     }
 
@@ -121,9 +122,9 @@ impl Run {
         let claim = self.lease.claim();
         let outcome = self.lease.ledger().outcome(self.lease.keys()).await;
         let winner = outcome.filter(|(fingerprint, _)| !claim.refuse_other || *fingerprint == claim.fingerprint);
-        match (winner, self.policy.contract) {
-            (Some((_, record)), _) => self.policy.replay(&record).unwrap_or_else(|refusal| self.policy.refuse(refusal)),
-            (None, Contract::Webhook) => self.policy.refuse(Rejection::OutcomeUnknown),
+        match (winner, self.terms.contract) {
+            (Some((_, record)), _) => self.terms.replay(&record).unwrap_or_else(|refusal| self.terms.refuse(refusal)),
+            (None, Contract::Webhook) => self.terms.refuse(Rejection::OutcomeUnknown),
             (None, Contract::Api) => unstored(response),
         }
     }
@@ -177,8 +178,8 @@ impl<R, E> Client<R, E> {
         }
     }
 
-    pub(super) fn refuse(mut self, policy: &Policy, refusal: Rejection) {
-        self.reply(Reply::Response(policy.refuse(refusal)));
+    pub(super) fn refuse(mut self, terms: &Terms, refusal: Rejection) {
+        self.reply(Reply::Response(terms.refuse(refusal)));
         self.report.close(Outcome::Refused(refusal));
     }
 

@@ -13,10 +13,11 @@ use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderMap, Request, Response, StatusCode, response};
+use http::{HeaderMap, Request, Response, response};
 use http_body::Body;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout};
@@ -31,15 +32,16 @@ use crate::body::{Failed, RequestBody, ResponseBody};
 use crate::collect::{Collector, Filled};
 use crate::flight::Lead;
 use crate::ledger::AttemptTicket as Ticket;
-use crate::policy::{Policy, is_endless};
+use crate::policy::is_endless;
 use crate::record::Content;
 use crate::rejection::Rejection;
 use crate::sync::{AbortHandle, Mutex, lock};
 use crate::telemetry::{Executed, Report, RunTimer};
+use crate::terms::{Terms, Verdict};
 
 /// An attempt, with all that it holds until it ends.
 pub(crate) struct Run {
-    policy: Arc<Policy>,
+    terms: Terms,
     lease: Lease,
     overdue: Instant,
     /// Until the attempt has lost, is overdue, or has ended.
@@ -81,20 +83,21 @@ enum Ran<R, E> {
     NotReady,
     /// Too large or too slow to be kept: what has been read, and the rest.
     Streaming(response::Parts, Bytes, Pin<Box<R>>),
-    Unkept(response::Parts, R),
+    /// What came of it is not one that is kept. With for how long it is remembered as an attempt.
+    Unkept(Duration, Response<ResponseBody<R>>),
     Whole(response::Parts, Bytes, Option<HeaderMap>),
 }
 
 // === impl Run ===
 
 impl Run {
-    pub(crate) fn new(policy: Arc<Policy>, lease: Lease, lead: Lead, request_failed: Failed, ticket: Ticket) -> Self {
+    pub(crate) fn new(terms: Terms, lease: Lease, lead: Lead, request_failed: Failed, ticket: Ticket) -> Self {
         lead.running(lease.claim().fingerprint);
         let (lost, was_lost) = watch::channel(false);
         Self {
             handle: Attempt::new(lease.ledger().clone(), lease.keys(), lease.number(), was_lost),
-            overdue: Instant::now() + policy.max_attempt,
-            policy,
+            overdue: Instant::now() + terms.max_attempt,
+            terms,
             lease,
             lead: Mutex::new(Some(lead)),
             ticket: Mutex::new(ticket),
@@ -124,7 +127,7 @@ impl Run {
         request.extensions_mut().insert(self.handle.clone().inside(outer));
         let (reply, replied) = oneshot::channel();
         let client = Client { reply: Some(reply), report };
-        let policy = Arc::clone(&self.policy);
+        let terms = self.terms.clone();
         let ledger = self.lease.ledger().clone();
         let run = Arc::new(self);
         // In a task of its own: a handler that blocks its thread must not lose its lease by that.
@@ -137,12 +140,12 @@ impl Run {
         ledger.spawn(attempt.in_current_span());
         async move {
             match replied.await {
-                Ok(Reply::Response(response)) if policy.mark_first => Ok(marked(response)),
+                Ok(Reply::Response(response)) if terms.mark_first => Ok(marked(response)),
                 Ok(Reply::Response(response)) => Ok(response),
                 Ok(Reply::Error(error)) => Err(error),
                 Ok(Reply::Panic(panic)) => resume_unwind(panic),
                 // The runtime is ending, and the attempt with it.
-                Err(_) => Ok(policy.refuse(Rejection::ShuttingDown)),
+                Err(_) => Ok(terms.refuse(Rejection::ShuttingDown)),
             }
         }
     }
@@ -154,16 +157,14 @@ impl Run {
         R::Error: Into<BoxError>,
     {
         let ran = AssertUnwindSafe(self.call(inner, request)).catch_unwind();
-        let retention = self.policy.retention;
+        let retention = self.terms.retention;
         match ran.await {
             Err(panic) => self.release(retention, Some(Reply::Panic(panic)), client, Executed::Panicked).await,
             Ok(Ran::Error(error)) => self.release(retention, Some(Reply::Error(error)), client, Executed::Error).await,
             // The lease is still adrift: given up without having run, it is not counted.
-            Ok(Ran::NotReady) => client.refuse(&self.policy, Rejection::InnerNotReady),
+            Ok(Ran::NotReady) => client.refuse(&self.terms, Rejection::InnerNotReady),
             Ok(Ran::NeverReady(error)) => client.fail(error),
-            Ok(Ran::Unkept(head, body)) => {
-                let remember = self.policy.remembers(head.status);
-                let mut response = Response::from_parts(head, ResponseBody::inner(body));
+            Ok(Ran::Unkept(remember, mut response)) => {
                 if self.handle.steering().dont_keep {
                     response = unstored(response);
                 }
@@ -175,7 +176,7 @@ impl Run {
             }
             Ok(Ran::Whole(mut head, body, trailers)) => {
                 self.announce_expiry(&mut head);
-                let record = self.policy.record(&head, body.clone(), trailers.clone());
+                let record = self.terms.record(&head, body.clone(), trailers.clone());
                 let response = Response::from_parts(head, ResponseBody::buffered(body, trailers));
                 match &record.content {
                     Content::Kept { .. } => self.complete(record, response, client, Executed::Kept).await,
@@ -184,18 +185,13 @@ impl Run {
                     }
                 }
             }
-            Ok(Ran::AlreadyApplied(mut head)) => {
-                if !head.status.is_success() {
-                    // What was said of a failure is not true of the outcome.
-                    head.status = StatusCode::OK;
-                    head.headers.clear();
-                }
-                let record = self.policy.tombstone(&head);
-                let response = self.policy.replay(&record).unwrap_or_else(|refusal| self.policy.refuse(refusal));
+            Ok(Ran::AlreadyApplied(head)) => {
+                let record = self.terms.tombstone(&self.terms.applied(head), None);
+                let response = self.terms.replay(&record).unwrap_or_else(|refusal| self.terms.refuse(refusal));
                 self.complete(record, response, client, Executed::AlreadyApplied).await;
             }
             Ok(Ran::Endless(head, body)) => {
-                let record = self.policy.tombstone(&head);
+                let record = self.terms.tombstone(&head, None);
                 let response = unstored(Response::from_parts(head, ResponseBody::inner(body)));
                 self.complete(record, response, client, Executed::Tombstone).await;
             }
@@ -210,13 +206,13 @@ impl Run {
         R: Body<Data = Bytes>,
         R::Error: Into<BoxError>,
     {
-        match timeout(self.policy.ready_timeout, poll_fn(|cx| inner.poll_ready(cx))).await {
+        match timeout(self.terms.ready_timeout, poll_fn(|cx| inner.poll_ready(cx))).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Ran::NeverReady(error),
             Err(_) => return Ran::NotReady,
         }
         self.lease.begin();
-        let _timer = RunTimer::start(self.policy.contract);
+        let _timer = RunTimer::start(self.terms.contract);
         let (head, body) = match inner.call(request).await {
             Ok(response) => response.into_parts(),
             Err(error) => return Ran::Error(error),
@@ -225,18 +221,24 @@ impl Run {
         if steering.already_applied {
             return Ran::AlreadyApplied(head);
         }
-        if steering.dont_keep || head.status.is_informational() || !self.policy.keeps(head.status) {
-            return Ran::Unkept(head, body);
+        let verdict = self.terms.verdict(&head);
+        if steering.dont_keep || head.status.is_informational() || verdict == Verdict::Unkept {
+            let remember = self.terms.remembers(&head, None);
+            return Ran::Unkept(remember, Response::from_parts(head, ResponseBody::inner(body)));
         }
         if is_endless(&head) {
             return Ran::Endless(head, body);
         }
-        let mut collector = Collector::new(body, self.policy.max_kept_body);
-        match timeout(self.policy.kept_body_timeout, collector.fill()).await {
+        let mut collector = Collector::new(body, self.terms.max_kept_body);
+        match timeout(self.terms.kept_body_timeout, collector.fill()).await {
             // The handler may have said so from inside its body.
             Ok(Ok(Filled::Whole)) if self.handle.steering().already_applied => Ran::AlreadyApplied(head),
             Ok(Ok(Filled::Whole)) => {
                 let (data, trailers, _) = collector.into_parts();
+                if !self.terms.keeps(&head, trailers.as_ref()) {
+                    let remember = self.terms.remembers(&head, trailers.as_ref());
+                    return Ran::Unkept(remember, Response::from_parts(head, ResponseBody::buffered(data, trailers)));
+                }
                 Ran::Whole(head, data, trailers)
             }
             Ok(Ok(Filled::OverCap)) | Err(_) => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, join};
-use http::{Response, header, response};
+use http::{HeaderMap, Response, header, response};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
 use tokio::sync::mpsc;
@@ -33,32 +33,35 @@ impl Run {
         R: Body<Data = Bytes>,
         R::Error: Into<BoxError>,
     {
-        let record = self.policy.tombstone(&head);
+        let told = head.clone();
         let left = rest.size_hint().exact().map(|rest| rest + data.len() as u64).or_else(|| announced(&head));
         let (sender, pieces) = mpsc::channel(1);
         client.reply(Reply::Response(unstored(Response::from_parts(head, ResponseBody::piped(pieces, left)))));
 
-        let over = self.overdue + self.policy.kept_body_timeout;
+        let over = self.overdue + self.terms.kept_body_timeout;
         let mut pipe = Pipe { client: Some(sender), patient_until: self.overdue, over };
         let pumped = AssertUnwindSafe(self.pump(&mut pipe, data, rest, left)).catch_unwind().await;
         // A client that is slow to take the end does not hold the key.
         match pumped {
-            Ok(Ok(last)) if !self.is_withdrawn() => {
+            Ok(Ok(last)) if !self.is_withdrawn() && self.terms.keeps(&told, trailers(&last)) => {
+                let record = self.terms.tombstone(&told, trailers(&last));
                 let pursued = self.settle(record, async |_| pipe.end(last).await).await;
                 client.close(Executed::Tombstone, pursued);
             }
             Ok(Ok(last)) => {
-                let released = self.release(self.policy.lease, None, client, Executed::Released);
+                let remember =
+                    if self.is_withdrawn() { self.terms.lease } else { self.terms.remembers(&told, trailers(&last)) };
+                let released = self.release(remember, None, client, Executed::Released);
                 join!(released, pipe.end(last));
             }
             Ok(Err(error)) => {
-                let released = self.release(self.policy.retention, None, client, Executed::FailedBody);
+                let released = self.release(self.terms.retention, None, client, Executed::FailedBody);
                 join!(released, pipe.fail(error));
             }
             // The client sees a body cut short.
             Err(_panic) => {
                 drop(pipe);
-                self.release(self.policy.retention, None, client, Executed::Panicked).await;
+                self.release(self.terms.retention, None, client, Executed::Panicked).await;
             }
         }
     }
@@ -125,6 +128,10 @@ struct Pipe {
 /// The client has left, and the body did not end in the time of an attempt.
 #[derive(Debug)]
 struct Overdue;
+
+fn trailers(last: &[Frame<Bytes>]) -> Option<&HeaderMap> {
+    last.iter().find_map(Frame::trailers_ref)
+}
 
 /// How long the body says it is.
 fn announced(head: &response::Parts) -> Option<u64> {

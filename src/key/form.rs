@@ -139,7 +139,7 @@ mod tests {
         }
         let (head, ()) = request.body(()).unwrap().into_parts();
         let body = Bytes::copy_from_slice(body.as_ref());
-        source.extract(&head, &body, HeaderSyntax::Opaque { max_len: 1024 })
+        source.extract(&head, &body, HeaderSyntax::Opaque { max_len: 1024 }, usize::MAX)
     }
 
     fn of_query(query: &str) -> Extracted {

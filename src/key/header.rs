@@ -2,11 +2,22 @@
 
 use std::borrow::Cow;
 
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use sfv::{Parser, StringRef};
 
-use super::{Malformed, Part};
+use super::{Found, Malformed, Part};
+
+/// gRPC over HTTP/2: padded or not.
+const BINARY: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
 
 /// What may stand in a key header.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -35,14 +46,24 @@ pub enum HeaderSyntax {
 }
 
 /// Finds the one value that these headers agree on.
-pub(super) fn extract(
-    headers: &HeaderMap,
-    names: &[HeaderName],
-    syntax: HeaderSyntax,
-) -> Result<Option<Part>, Malformed> {
+pub(super) fn extract(headers: &HeaderMap, names: &[HeaderName], syntax: HeaderSyntax) -> Found {
+    agreed(names.iter().flat_map(|name| headers.get_all(name)).map(|value| syntax.parse(value)))
+}
+
+/// The same of metadata whose values are bytes. A proxy may have joined several by a comma.
+pub(super) fn binary(headers: &HeaderMap, name: &HeaderName, syntax: HeaderSyntax) -> Found {
+    let values = headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    agreed(values.map(|value| match BINARY.decode(value.trim_ascii()) {
+        Ok(bytes) if bytes.is_empty() => Ok(None),
+        Ok(bytes) => within(syntax.max_len(), bytes.into()),
+        Err(_) => Err(Malformed("the key is not base64")),
+    }))
+}
+
+fn agreed(values: impl Iterator<Item = Result<Option<Bytes>, Malformed>>) -> Found {
     let mut key = None;
-    for value in names.iter().flat_map(|name| headers.get_all(name)) {
-        let Some(value) = syntax.parse(value)? else { continue };
+    for value in values {
+        let Some(value) = value? else { continue };
         match &key {
             Some(first) if *first != value => return Err(Malformed("two different keys")),
             Some(_) => {}
@@ -55,6 +76,12 @@ pub(super) fn extract(
 // === impl HeaderSyntax ===
 
 impl HeaderSyntax {
+    const fn max_len(self) -> usize {
+        match self {
+            Self::Opaque { max_len } | Self::StructuredString { max_len } | Self::Visible { max_len } => max_len,
+        }
+    }
+
     fn parse(self, value: &HeaderValue) -> Result<Option<Bytes>, Malformed> {
         let value = value.as_bytes();
         match self {

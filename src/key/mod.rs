@@ -19,7 +19,10 @@
 //!
 //! // A parameter of the query, for senders that can configure only a URL.
 //! let cron = key::query("run");
-//! # let _ = (postmark, shop, order, cron);
+//!
+//! // gRPC: the field `request_id` of the message, by its number, else a piece of metadata.
+//! let charge = key::protobuf([1]).or(key::metadata("request-id"));
+//! # let _ = (postmark, shop, order, cron, charge);
 //! ```
 //!
 //! A part that is absent, JSON `null` or an empty string is *missing*, and so is a composite of which a part is
@@ -30,6 +33,7 @@ mod form;
 mod header;
 mod json;
 mod path;
+mod protobuf;
 mod source;
 mod stored;
 
@@ -42,6 +46,7 @@ use http::request;
 pub use self::header::HeaderSyntax;
 pub use self::json::Json;
 pub use self::path::InvalidPath;
+use self::protobuf::FieldPath;
 pub use self::source::KeySource;
 use self::source::Rule;
 pub(crate) use self::stored::Keys;
@@ -103,6 +108,43 @@ pub fn headers(names: &[&str]) -> KeySource {
     assert!(!names.is_empty(), "a key needs at least one header name");
     let parse = |name: &&str| HeaderName::from_bytes(name.as_bytes()).expect("not a header name");
     Rule::Header(names.iter().map(parse).collect()).into()
+}
+
+/// The key is a piece of metadata of a gRPC call.
+///
+/// Metadata travels in headers. Where `name` ends in `-bin` its value is bytes, which stand there as base64, padded or not
+/// ([gRPC over HTTP/2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md)): the bytes are the key. Any other
+/// is what [`header`] makes of it.
+///
+/// # Panics
+///
+/// If `name` is not a header name.
+#[must_use]
+#[allow(clippy::expect_used, reason = "as documented: a programmer's mistake, found at start")]
+pub fn metadata(name: &str) -> KeySource {
+    let name = HeaderName::from_bytes(name.as_bytes()).expect("not a header name");
+    let rule = if name.as_str().ends_with("-bin") { Rule::Binary(name) } else { Rule::Header(vec![name]) };
+    rule.into()
+}
+
+/// The key is a field of a protobuf message, such as the `request_id` of [AIP-155](https://google.aip.dev/155), by the
+/// numbers of the schema: `protobuf([1, 3])` is field 3 of the message in field 1. No generated code is needed.
+///
+/// - Strings and bytes are keys by their bytes, numbers and booleans by the number on the wire. What has its default value
+///   (empty, 0, `false`) is missing, since a client need not send it. Two different values are malformed.
+/// - In a gRPC call the body is one message behind its prefix of 5 bytes; any other body is the message itself. What is
+///   neither is malformed.
+/// - A compressed message is read where the feature `gzip` is on, if it is gzip and no larger than
+///   [`max_request_body`](crate::IdempotencyLayer::max_request_body) when it is unpacked. Any other has no key.
+///
+/// # Panics
+///
+/// If `path` is empty, or has a number that no field can have.
+#[must_use]
+#[allow(clippy::expect_used, reason = "as documented: a programmer's mistake, found at start")]
+pub fn protobuf(path: impl AsRef<[u32]>) -> KeySource {
+    let path = FieldPath::new(path.as_ref()).expect("not a path of field numbers");
+    KeySource { messages: vec![path], ..Rule::Protobuf(0).into() }
 }
 
 /// The key is a scalar member of the JSON body, whatever its `Content-Type` says.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderName, request};
 
-use super::{Extracted, Found, HeaderSyntax, Json, Malformed, Part, form, header, json};
+use super::{Extracted, FieldPath, Found, HeaderSyntax, Json, Malformed, Part, form, header, json, protobuf};
 
 /// Where the key of a request comes from. See the [module docs](super).
 #[derive(Clone, Debug)]
@@ -17,12 +17,16 @@ pub struct KeySource {
     pub(super) fields: Vec<String>,
     /// Every JSON path of the rule, for the same reason.
     pub(super) paths: Vec<Json>,
+    /// Every path into a protobuf message.
+    pub(super) messages: Vec<FieldPath>,
 }
 
 #[derive(Clone)]
 pub(super) enum Rule {
     All(Vec<(Self, Presence)>),
     Any(Vec<Self>),
+    /// Metadata whose value is bytes.
+    Binary(HeaderName),
     /// An index into the fields.
     Form(usize),
     FromFn(Arc<KeyFn>),
@@ -30,6 +34,8 @@ pub(super) enum Rule {
     Header(Vec<HeaderName>),
     /// An index into the paths.
     Json(usize),
+    /// An index into the messages.
+    Protobuf(usize),
     /// A parameter of the query.
     Query(String),
     /// Another rule, whose every part has to pass.
@@ -101,9 +107,10 @@ impl KeySource {
 
     /// Takes over what `other` wants of the body and returns its rule, renumbered.
     fn adopt(&mut self, other: Self) -> Rule {
-        let rule = other.rule.renumbered(self.fields.len(), self.paths.len());
+        let rule = other.rule.renumbered([self.fields.len(), self.paths.len(), self.messages.len()]);
         self.fields.extend(other.fields);
         self.paths.extend(other.paths);
+        self.messages.extend(other.messages);
         rule
     }
 
@@ -112,15 +119,18 @@ impl KeySource {
         self.rule.reads_body()
     }
 
-    /// The parts of the key of this request.
-    pub(crate) fn extract(&self, head: &request::Parts, body: &Bytes, syntax: HeaderSyntax) -> Extracted {
+    /// The parts of the key of this request. A body that has to be unpacked is, to no more than `limit` bytes.
+    pub(crate) fn extract(&self, head: &request::Parts, body: &Bytes, syntax: HeaderSyntax, limit: usize) -> Extracted {
         let fields = LazyCell::new(|| form::select(&head.headers, body, &self.fields));
         let members = LazyCell::new(|| json::select(body, &self.paths));
+        let messages = LazyCell::new(|| protobuf::select(&head.headers, body, &self.messages, limit));
         let mut find = |rule: &Rule| match rule {
+            Rule::Binary(name) => header::binary(&head.headers, name, syntax),
             Rule::Form(index) => fields[*index].clone(),
             Rule::FromFn(f) => Ok(f(head, body).filter(|key| !key.is_empty()).map(Part::Text)),
             Rule::Header(names) => header::extract(&head.headers, names, syntax),
             Rule::Json(index) => members[*index].clone(),
+            Rule::Protobuf(index) => messages[*index].clone(),
             Rule::Query(name) => form::query(&head.uri, name),
             Rule::All(_) | Rule::Any(_) | Rule::Valid(..) => Ok(None),
         };
@@ -136,23 +146,25 @@ impl From<Json> for KeySource {
 
 impl From<Rule> for KeySource {
     fn from(rule: Rule) -> Self {
-        Self { rule, fields: Vec::new(), paths: Vec::new() }
+        Self { rule, fields: Vec::new(), paths: Vec::new(), messages: Vec::new() }
     }
 }
 
 // === impl Rule ===
 
 impl Rule {
-    /// The same rule, behind so many fields and paths of others.
-    fn renumbered(self, fields: usize, paths: usize) -> Self {
-        let renumbered = |rule: Self| rule.renumbered(fields, paths);
+    /// The same rule, behind so many fields, paths and messages of others.
+    fn renumbered(self, behind: [usize; 3]) -> Self {
+        let renumbered = |rule: Self| rule.renumbered(behind);
+        let [fields, paths, messages] = behind;
         match self {
             Self::All(rules) => Self::All(rules.into_iter().map(|(rule, p)| (renumbered(rule), p)).collect()),
             Self::Any(rules) => Self::Any(rules.into_iter().map(renumbered).collect()),
             Self::Form(index) => Self::Form(index + fields),
             Self::Json(index) => Self::Json(index + paths),
+            Self::Protobuf(index) => Self::Protobuf(index + messages),
             Self::Valid(rule, valid) => Self::Valid(Box::new(renumbered(*rule)), valid),
-            rule @ (Self::FromFn(_) | Self::Header(_) | Self::Query(_)) => rule,
+            rule @ (Self::Binary(_) | Self::FromFn(_) | Self::Header(_) | Self::Query(_)) => rule,
         }
     }
 
@@ -161,8 +173,8 @@ impl Rule {
             Self::All(rules) => rules.iter().any(|(rule, _)| rule.reads_body()),
             Self::Any(rules) => rules.iter().any(Self::reads_body),
             Self::Valid(rule, _) => rule.reads_body(),
-            Self::Form(_) | Self::FromFn(_) | Self::Json(_) => true,
-            Self::Header(_) | Self::Query(_) => false,
+            Self::Form(_) | Self::FromFn(_) | Self::Json(_) | Self::Protobuf(_) => true,
+            Self::Binary(_) | Self::Header(_) | Self::Query(_) => false,
         }
     }
 
@@ -205,9 +217,13 @@ impl Rule {
                 }
                 parts => Ok(parts),
             },
-            leaf @ (Self::Form(_) | Self::FromFn(_) | Self::Header(_) | Self::Json(_) | Self::Query(_)) => {
-                Ok(find(leaf)?.map(|part| vec![part]))
-            }
+            leaf @ (Self::Binary(_)
+            | Self::Form(_)
+            | Self::FromFn(_)
+            | Self::Header(_)
+            | Self::Json(_)
+            | Self::Protobuf(_)
+            | Self::Query(_)) => Ok(find(leaf)?.map(|part| vec![part])),
         }
     }
 }
@@ -217,10 +233,12 @@ impl fmt::Debug for Rule {
         match self {
             Self::All(rules) => f.debug_tuple("All").field(rules).finish(),
             Self::Any(rules) => f.debug_tuple("Any").field(rules).finish(),
+            Self::Binary(name) => f.debug_tuple("Binary").field(name).finish(),
             Self::Form(index) => f.debug_tuple("Form").field(index).finish(),
             Self::FromFn(_) => f.write_str("FromFn"),
             Self::Header(names) => f.debug_tuple("Header").field(names).finish(),
             Self::Json(index) => f.debug_tuple("Json").field(index).finish(),
+            Self::Protobuf(index) => f.debug_tuple("Protobuf").field(index).finish(),
             Self::Query(name) => f.debug_tuple("Query").field(name).finish(),
             Self::Valid(rule, _) => f.debug_tuple("Valid").field(rule).finish(),
         }

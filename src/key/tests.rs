@@ -15,7 +15,7 @@ fn number(text: &str) -> Part {
 
 fn of_body(source: &KeySource, body: &str) -> Extracted {
     let (head, ()) = Request::new(()).into_parts();
-    source.extract(&head, &Bytes::copy_from_slice(body.as_bytes()), WEBHOOK)
+    source.extract(&head, &Bytes::copy_from_slice(body.as_bytes()), WEBHOOK, usize::MAX)
 }
 
 fn of_headers(source: &KeySource, headers: &[(&str, &[u8])], syntax: HeaderSyntax) -> Extracted {
@@ -24,7 +24,7 @@ fn of_headers(source: &KeySource, headers: &[(&str, &[u8])], syntax: HeaderSynta
         request = request.header(*name, *value);
     }
     let (head, ()) = request.body(()).unwrap().into_parts();
-    source.extract(&head, &Bytes::new(), syntax)
+    source.extract(&head, &Bytes::new(), syntax, usize::MAX)
 }
 
 fn malformed(extracted: &Extracted) -> bool {
@@ -86,7 +86,7 @@ fn what_is_not_a_scalar_or_not_json_is_malformed() {
         assert!(malformed(&of_body(&json("$.id"), body)), "{body}");
     }
     let (head, ()) = Request::new(()).into_parts();
-    assert!(malformed(&json("$.id").extract(&head, &Bytes::from_static(b"{\"id\":\"\xff\"}"), WEBHOOK)));
+    assert!(malformed(&json("$.id").extract(&head, &Bytes::from_static(b"{\"id\":\"\xff\"}"), WEBHOOK, usize::MAX)));
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn composites_inside_composites_do_not_run_into_each_other() {
 fn the_value_counts_and_not_where_an_alternative_found_it() {
     let either = header("X-Id").or(json("$.id"));
     let (head, ()) = Request::builder().header("x-id", "e1").body(()).unwrap().into_parts();
-    let by_header = either.extract(&head, &Bytes::from_static(b"not json"), WEBHOOK);
+    let by_header = either.extract(&head, &Bytes::from_static(b"not json"), WEBHOOK, usize::MAX);
     assert_eq!(by_header, Ok(Some(vec![text("e1")])));
     assert_eq!(of_body(&either, r#"{"id":"e1"}"#), by_header);
     assert_ne!(of_body(&json("$.a").or(json("$.id")), r#"{"id":"e1"}"#), Ok(None));
@@ -293,4 +293,35 @@ fn a_part_that_does_not_pass_is_malformed_and_one_that_is_absent_passes() {
     // The paths of both sides are still told apart.
     let both = json("$.a").and(json("$.b").valid_if(|key| key == b"2"));
     assert_eq!(of_body(&both, r#"{"a":1,"b":2}"#), Ok(Some(vec![number("1"), number("2")])));
+}
+
+#[test]
+fn binary_metadata_is_the_bytes_that_it_stands_for() {
+    let key = |values: &[&str]| {
+        let values: Vec<_> = values.iter().map(|value| ("id-bin", value.as_bytes())).collect();
+        of_headers(&metadata("id-bin"), &values, WEBHOOK)
+    };
+    let bytes = |bytes: &'static [u8]| Ok(Some(vec![Part::Text(Bytes::from_static(bytes))]));
+    assert_eq!(key(&["AP8="]), bytes(b"\0\xff"));
+    assert_eq!(key(&["AP8"]), bytes(b"\0\xff"), "padded or not");
+    assert_eq!(key(&["AP8, AP8="]), bytes(b"\0\xff"), "joined by a proxy");
+    assert_eq!(key(&[""]), Ok(None));
+    assert!(malformed(&key(&["AP8", "APA="])) && malformed(&key(&["AP8,AAAA"])) && malformed(&key(&["not base64!"])));
+    let too_long = "A".repeat(1368);
+    assert!(malformed(&key(&[&too_long])), "1026 bytes");
+    assert_eq!(
+        of_headers(&metadata("id"), &[("id", b"AP8=")], WEBHOOK),
+        of_headers(&header("id"), &[("id", b"AP8=")], WEBHOOK)
+    );
+}
+
+#[test]
+fn a_field_of_a_message_is_part_of_a_composite() {
+    let source = protobuf([1]).and_optional(protobuf([2]).or(protobuf([3, 1])));
+    let extract = |message: &str| of_body(&source, message);
+    assert_eq!(extract("\x0a\x01a\x12\x01b"), Ok(Some(vec![text("a"), text("b")])));
+    assert_eq!(extract("\x0a\x01a\x1a\x03\x0a\x01c"), Ok(Some(vec![text("a"), text("c")])));
+    assert_eq!(extract("\x0a\x01a"), Ok(Some(vec![text("a"), Part::Absent])));
+    assert_eq!(extract("\x12\x01b"), Ok(None));
+    assert!(source.reads_body() && !metadata("id-bin").reads_body());
 }
