@@ -1,4 +1,4 @@
-//! A [`tower::Layer`] that makes any axum or hyper service run each event or request **once**, however often it is
+//! A [`tower::Layer`] that makes any axum, tonic or hyper service run each event or request **once**, however often it is
 //! delivered.
 //!
 //! Senders of webhooks and clients that retry deliver *at least once*. Behind this layer the first delivery runs, a
@@ -37,7 +37,7 @@
 //!
 //! A replay says `Idempotent-Replayed: true`. A response that a retry will not get again, although its status is one that is
 //! kept, says `Idempotency-Stored: false`: it is not in the store, not with its body, or the handler did not want it kept. What passes through (no key, a method that the layer does not
-//! protect, an upgrade, a gRPC call) says neither. Every refusal is a response with a stable [code](Rejection::code); the layer's error is the
+//! protect, an upgrade, a call of gRPC that is not named) says neither. Every refusal is a response with a stable [code](Rejection::code); the layer's error is the
 //! inner service's.
 //!
 #![doc = include_str!("situations.md")]
@@ -80,6 +80,11 @@
 //! forged request must not reach it, and an outcome must be kept as the handler made it. The handler runs in a task of its
 //! own, with the caller's tracing span and without the task-locals of the layers outside.
 //!
+//! # gRPC
+//!
+//! Unary methods of gRPC are protected where they are [named](IdempotencyLayer::unary). There the status of the call decides,
+//! which stands in its trailers, and refusals are statuses: the page of [`grpc`] has the rules.
+//!
 //! # Differences from a response cache
 //!
 //! A cache may drop what it holds and run the handler again; this layer must not. It claims before it runs, it counts
@@ -89,6 +94,7 @@
 //! # Feature flags
 //!
 //! - `redis`: `RedisStore`, for services of more than one process.
+//! - `gzip`: [`key::protobuf`] reads compressed messages of gRPC.
 //! - `metrics`: counters, durations and gauges for the recorder of the crate `metrics`. The [`telemetry`] page has them all.
 //! - `conformance`: `store::conformance`, the suite for authors of stores.
 //!

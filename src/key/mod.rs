@@ -114,7 +114,7 @@ pub fn headers(names: &[&str]) -> KeySource {
 ///
 /// Metadata travels in headers. Where `name` ends in `-bin` its value is bytes, which stand there as base64, padded or not
 /// ([gRPC over HTTP/2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md)): the bytes are the key. Any other
-/// is what [`header`] makes of it.
+/// is what [`header()`] makes of it.
 ///
 /// # Panics
 ///

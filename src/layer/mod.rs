@@ -168,7 +168,8 @@ impl IdempotencyLayer {
     }
 
     /// Which methods are protected. Default: webhook, all, GET too; api, POST and PATCH, so that PUT and DELETE pass
-    /// through. HEAD, OPTIONS, CONNECT and upgrades always do.
+    /// through. HEAD, OPTIONS, CONNECT and upgrades always do; calls of gRPC go by
+    /// [`unary`](Self::unary) instead.
     #[must_use]
     pub fn methods(self, methods: impl IntoIterator<Item = Method>) -> Self {
         let methods: Vec<Method> = methods.into_iter().collect();

@@ -32,8 +32,7 @@ impl IdempotencyLayer {
     }
 
     /// Which response headers are kept, and no others but `Content-Encoding`, without which a body could not be read, and
-    /// of a call of gRPC `Content-Type` and `grpc-*`.
-    /// Default: all but those that are [never kept](Self::drop_headers).
+    /// of a call of gRPC `Content-Type` and `grpc-*`. Default: all but those that are [never kept](Self::drop_headers).
     ///
     /// # Panics
     ///
@@ -117,7 +116,7 @@ impl IdempotencyLayer {
         self.set(|policy| policy.policy_page = Some(PolicyPage { url: url.to_owned(), link }))
     }
 
-    /// Changes or replaces a refusal. Default: a problem document (RFC 9457).
+    /// Changes or replaces a refusal. Default: a problem document (RFC 9457), and for a call of [gRPC](crate::grpc) a status.
     ///
     /// A 2xx is let through only for refusals that lose no event, as where a webhook without a key is to be acknowledged
     /// and dropped. In place of any other status that is neither 4xx nor 5xx, and where `hook` panics, the refusal is told

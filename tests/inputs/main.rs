@@ -104,6 +104,11 @@ fn a_json_key_of_any_bytes_is_what_a_parser_finds_there() {
 }
 
 #[test]
+fn a_protobuf_key_of_any_bytes_is_one_that_is_written_there() {
+    try_all("protobuf_key", targets::protobuf_key);
+}
+
+#[test]
 fn a_header_key_of_any_bytes_is_one_value_or_none() {
     try_all("header_key", targets::header_key);
 }
