@@ -96,7 +96,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let addr = listener.local_addr()?;
 
     let ledger = Ledger::new(MemoryStore::new());
-    // Whoever may call this server may see what came of a call; a server with users would take `caller::header("authorization")`.
+    // Whoever may call this server may see what came of a call; a server with users would take `caller::authorization()`.
     let once = IdempotencyLayer::api(&ledger, caller::shared())
         .unary_methods_of(payments::DESCRIPTORS)?
         .key(key::protobuf([1]))

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::body::{Failed, RequestBody};
 use crate::collect::{Collector, Filled};
 use crate::fingerprint::Fingerprint;
-use crate::key::{Extracted, Part};
+use crate::key::{Extracted, Malformed, Part};
 use crate::policy::{OnBadKey, OverLimit, Policy};
 use crate::rejection::Rejection;
 use crate::telemetry::{PassedThrough, Report};
@@ -67,6 +67,12 @@ pub(crate) async fn take_in<B: Body<Data = Bytes>>(
         Buffered::Refuse(refusal) => return Intake::Refuse(refusal),
     };
     match by_head.unwrap_or_else(|| extract(&data)) {
+        Err(Malformed::TOO_LARGE) => match policy.over_limit {
+            OverLimit::PassThrough => {
+                Intake::PassThrough(RequestBody::buffered(data, trailers), PassedThrough::BodyOverLimit)
+            }
+            OverLimit::Refuse => Intake::Refuse(Rejection::BodyTooLarge),
+        },
         Ok(Some(parts)) => Intake::Keyed(Keyed {
             parts,
             fingerprint: policy.fingerprint.fingerprint(head, &data),

@@ -10,7 +10,7 @@ use http::{Response, StatusCode, response};
 
 use crate::body::ResponseBody;
 use crate::connection::tokens;
-use crate::grpc::GRPC_STATUS;
+use crate::grpc::{GRPC_ENCODING, GRPC_STATUS};
 use crate::media_type;
 use crate::policy::Replay;
 use crate::record::{Content, Record};
@@ -55,6 +55,9 @@ const ABOUT_THE_BODY: [HeaderName; 6] = [
     HeaderName::from_static("repr-digest"),
     HeaderName::from_static("want-digest"),
 ];
+
+/// Without these a call could not be read, or would be read as another.
+const OF_A_CALL: [HeaderName; 3] = [header::CONTENT_TYPE, GRPC_ENCODING, GRPC_STATUS];
 
 /// What is kept of a response, in the hands of [`redact`](crate::IdempotencyLayer::redact), and what is told of it again,
 /// in those of [`on_replay`](crate::IdempotencyLayer::on_replay).
@@ -101,7 +104,7 @@ impl Keeping {
         match hooked("redact", redact, kept) {
             Some(kept) if kept.body.len() <= max_body => {
                 let trailers = self.trailers(kept.trailers);
-                Kept { status: head.status, headers: self.headers(&kept.headers), body: kept.body, trailers }.into()
+                Kept { headers: self.headers(&kept.headers), trailers, ..kept }.into()
             }
             // What was to be taken out may still be in there.
             _ => Record { status: head.status, headers: HeaderMap::new(), content: Content::Tombstone },
@@ -148,7 +151,7 @@ impl Keeping {
         Ok(match &self.on_replay {
             None => kept,
             Some(hook) => match hooked("on_replay", hook, kept.clone()) {
-                Some(told) => Kept { status, ..told },
+                Some(told) => told,
                 None => kept,
             },
         }
@@ -164,12 +167,12 @@ impl Keeping {
         for name in tokens(headers, &header::CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok()) {
             kept.remove(name);
         }
-        // A call without its status would be read as a failure.
-        for name in NEVER_KEPT.iter().chain(&self.never).filter(|name| **name != GRPC_STATUS) {
+        let is_grpc = media_type::is_grpc(headers);
+        let needed = |name: &&HeaderName| **name == GRPC_STATUS || is_grpc && OF_A_CALL.contains(name);
+        for name in NEVER_KEPT.iter().chain(&self.never).filter(|name| !needed(name)) {
             kept.remove(name);
         }
         if let Some(only) = &self.only {
-            let is_grpc = media_type::is_grpc(headers);
             // A body that is kept without its coding cannot be read. The other is the layer's own.
             let always = [header::CONTENT_ENCODING, IDEMPOTENCY_EXPIRES];
             let of_grpc =
@@ -182,16 +185,28 @@ impl Keeping {
     }
 }
 
-/// What a hook makes of it; nothing where it panics.
+/// What a hook makes of it; nothing where it panics. The status stays.
 fn hooked(name: &'static str, hook: &Arc<KeptFn>, mut kept: Kept) -> Option<Kept> {
-    let ran = catch_unwind(AssertUnwindSafe(|| {
-        hook(&mut kept);
-        kept
-    }));
-    if ran.is_err() {
+    let status = kept.status;
+    let call = media_type::is_grpc(&kept.headers).then(|| kept.clone());
+    if catch_unwind(AssertUnwindSafe(|| hook(&mut kept))).is_err() {
         telemetry::hook_panicked(name);
+        return None;
     }
-    ran.ok()
+    kept.status = status;
+    if let Some(call) = call {
+        OF_A_CALL.iter().for_each(|name| reset(&mut kept.headers, name, &call.headers));
+        let mut trailers = kept.trailers.take().unwrap_or_default();
+        reset(&mut trailers, &GRPC_STATUS, &call.trailers.unwrap_or_default());
+        kept.trailers = (!trailers.is_empty()).then_some(trailers);
+    }
+    Some(kept)
+}
+
+/// Makes a header what it was.
+fn reset(headers: &mut HeaderMap, name: &HeaderName, before: &HeaderMap) {
+    headers.remove(name);
+    headers.extend(before.get(name).map(|value| (name.clone(), value.clone())));
 }
 
 // === impl Kept ===

@@ -98,7 +98,7 @@
 //! - `metrics`: counters, durations and gauges for the recorder of the crate `metrics`. The [`telemetry`] page has them all.
 //! - `conformance`: `store::conformance`, the suite for authors of stores.
 //!
-//! Features add and never change behaviour. The layer runs on tokio: it starts tasks and keeps time there.
+//! Features add, and `gzip` adds keys where there were none. The layer runs on tokio: it starts tasks and keeps time there.
 
 mod attempt;
 mod body;

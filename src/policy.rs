@@ -142,8 +142,9 @@ pub(crate) struct Policy {
     pub(crate) on_store_error: OnStoreError,
     pub(crate) policy_page: Option<PolicyPage>,
     pub(crate) on_refusal: Option<Arc<RefusalFn>>,
-    /// Whether it has been said that requests come without a key, and with a malformed one.
-    pub(crate) warned: Arc<[AtomicBool; 2]>,
+    /// Whether it has been said that requests come without a key, with a malformed one, and by a protocol of which nothing is
+    /// protected.
+    pub(crate) warned: Arc<[AtomicBool; 3]>,
 }
 
 pub(crate) type ScopeFn = dyn Fn(&request::Parts) -> Result<Option<Bytes>, BoxError> + Send + Sync;
@@ -223,11 +224,16 @@ impl Policy {
         let never = matches!(head.method, Method::HEAD | Method::OPTIONS | Method::CONNECT);
         let applies = if media_type::is_grpc(&head.headers) {
             // Its head does not tell whether it streams.
-            self.unary.contains(head.uri.path()) && head.method == Method::POST
+            self.unary.contains(head.uri.path())
         } else {
             !media_type::is_grpc_web(&head.headers) && (self.applies)(&head.method)
         };
         self.enabled && !never && !is_upgrade(head) && applies
+    }
+
+    /// Whether a request passes through that nobody has decided to let through: the layer was not made with gRPC in mind.
+    pub(crate) fn overlooks(&self, head: &request::Parts) -> bool {
+        self.enabled && self.unary.is_empty() && media_type::is_grpc(&head.headers)
     }
 
     /// Whether the request body is there before the claim.
@@ -279,9 +285,10 @@ impl Policy {
 
     /// Says once of each reason that a request goes unprotected.
     pub(crate) fn warn_once(&self, reason: PassedThrough) {
-        let [missing, malformed] = &*self.warned;
+        let [missing, malformed, unnamed] = &*self.warned;
         let (warned, why) = match reason {
             PassedThrough::KeyMalformed => (malformed, "its key is malformed"),
+            PassedThrough::NotApplicable => (unnamed, "it is a call of gRPC, and the layer names no unary method"),
             _ => (missing, "it has no key"),
         };
         if !warned.swap(true, Ordering::Relaxed) {

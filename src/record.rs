@@ -19,6 +19,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::grpc::Code;
+use crate::media_type;
 use crate::store::{Entry, State};
 
 const VERSION: u8 = 1;
@@ -57,6 +59,18 @@ pub(crate) struct UnreadableRecord(&'static str);
 // === impl Record ===
 
 impl Record {
+    /// What came of the call, where it is one of gRPC.
+    pub(crate) fn code(&self) -> Option<Code> {
+        match &self.content {
+            Content::Tombstone => Code::stated(&self.headers),
+            Content::Kept { trailers, .. } if media_type::is_grpc(&self.headers) => {
+                let stated = trailers.as_ref().and_then(Code::stated).or_else(|| Code::stated(&self.headers));
+                Some(stated.unwrap_or(Code::Unknown))
+            }
+            Content::Kept { .. } => None,
+        }
+    }
+
     /// The record, or where it could not be encoded, that there was one.
     pub(crate) fn fitting(self) -> Self {
         let fits = |headers: &HeaderMap| {
@@ -163,8 +177,18 @@ impl Entry {
     /// The status of the outcome that is kept, where there is one that this version can read.
     #[must_use]
     pub fn status(&self) -> Option<StatusCode> {
+        Some(self.outcome()?.status)
+    }
+
+    /// What came of the call, where the outcome that is kept is one of [gRPC](crate::grpc), whose status is always 200.
+    #[must_use]
+    pub fn code(&self) -> Option<Code> {
+        self.outcome()?.code()
+    }
+
+    fn outcome(&self) -> Option<Record> {
         match &self.state {
-            State::Done(record) => Record::decode(record).ok().map(|record| record.status),
+            State::Done(record) => Record::decode(record).ok(),
             State::Free | State::Running => None,
         }
     }

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 /// When a refused request should come again, in seconds, where nobody knows. An attempt that runs is mostly done by then.
-const RETRY_AFTER_SECS: u64 = 1;
+pub(crate) const RETRY_AFTER_SECS: u64 = 1;
 
 /// A page that explains the rules to whoever is refused.
 #[derive(Clone, Debug)]

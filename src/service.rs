@@ -116,6 +116,9 @@ impl<S> Delivery<S> {
         let received = Instant::now();
         let mut report = Report::open(self.terms.contract);
         if !self.terms.applies(&head) {
+            if self.terms.overlooks(&head) {
+                self.terms.warn_once(PassedThrough::NotApplicable);
+            }
             let outcome = Outcome::PassedThrough(PassedThrough::NotApplicable);
             return self.run_unprotected(head, RequestBody::untouched(body), outcome, report).await;
         }

@@ -11,7 +11,7 @@ use http::{Response, StatusCode, request, response};
 use tokio::time::Instant;
 
 use crate::body::ResponseBody;
-use crate::grpc::{self, Code, GRPC_STATUS};
+use crate::grpc::{self, Code, GRPC_ACCEPT_ENCODING, GRPC_STATUS};
 use crate::media_type;
 use crate::policy::{Policy, RefusalFn, Replay, is_failure};
 use crate::record::{Content, Record};
@@ -26,6 +26,8 @@ const EMPTY_MESSAGE: &[u8] = &[0; 5];
 pub(crate) struct Terms {
     policy: Arc<Policy>,
     protocol: Protocol,
+    /// In which codings the client of a call can read a message.
+    accepts: Option<HeaderValue>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -46,7 +48,8 @@ pub(crate) enum Verdict {
 impl Terms {
     pub(crate) fn of(policy: Arc<Policy>, head: &request::Parts) -> Self {
         let protocol = if media_type::is_grpc(&head.headers) { Protocol::Grpc } else { Protocol::Http };
-        Self { policy, protocol }
+        let accepts = head.headers.get(GRPC_ACCEPT_ENCODING).filter(|_| protocol == Protocol::Grpc).cloned();
+        Self { policy, protocol, accepts }
     }
 
     /// Until when a duplicate waits that was received then: its client may have said how long it does.
@@ -63,22 +66,27 @@ impl Terms {
 
     /// Whether an outcome is kept, by its head.
     pub(crate) fn verdict(&self, head: &response::Parts) -> Verdict {
-        let keeps = match (self.protocol, Code::stated(&head.headers)) {
-            (Protocol::Http, _) => self.keeps_status(head.status),
-            (Protocol::Grpc, Some(code)) => self.keeps_code(code),
-            (Protocol::Grpc, None) if head.status == StatusCode::OK => return Verdict::Open,
-            (Protocol::Grpc, None) => false,
+        let keeps = if !self.is_call(head) {
+            self.keeps_status(head.status)
+        } else if head.status != StatusCode::OK {
+            false
+        } else {
+            match Code::stated(&head.headers) {
+                Some(code) => self.keeps_code(code),
+                None => return Verdict::Open,
+            }
         };
         if keeps { Verdict::Kept } else { Verdict::Unkept }
     }
 
-    /// Whether an outcome is kept whose body has ended.
+    /// Whether an outcome is kept whose body has ended, and whose head did not say that it is not.
     pub(crate) fn keeps(&self, head: &response::Parts, trailers: Option<&HeaderMap>) -> bool {
-        match self.protocol {
-            // Its head was enough.
-            Protocol::Http => true,
-            Protocol::Grpc => self.keeps_code(Code::of(head, trailers)),
-        }
+        !self.is_call(head) || self.keeps_code(Code::of(head, trailers))
+    }
+
+    /// A server may take a call for one that does not say that it is: tonic does. Its answer says so.
+    fn is_call(&self, head: &response::Parts) -> bool {
+        self.protocol == Protocol::Grpc || media_type::is_grpc(&head.headers)
     }
 
     /// A predicate that panics says nothing, and what has run must not run again for that.
@@ -101,26 +109,26 @@ impl Terms {
     /// How long an outcome that is not kept is remembered as an attempt. Answers that a forger can bring about are not
     /// remembered for long, or they would fill the store.
     pub(crate) fn remembers(&self, head: &response::Parts, trailers: Option<&HeaderMap>) -> Duration {
-        let is_failure = match self.protocol {
-            Protocol::Http => is_failure(head.status),
-            Protocol::Grpc => Code::of(head, trailers).is_failure(),
+        let is_failure = if self.is_call(head) && head.status == StatusCode::OK {
+            Code::of(head, trailers).is_failure()
+        } else {
+            is_failure(head.status)
         };
         if is_failure { self.policy.retention } else { self.policy.lease }
     }
 
     /// What the head of an outcome says that was applied earlier, whatever came of this run.
     pub(crate) fn applied(&self, mut head: response::Parts) -> response::Parts {
-        let is_success = match self.protocol {
-            Protocol::Http => head.status.is_success(),
-            Protocol::Grpc => head.status.is_success() && matches!(Code::stated(&head.headers), None | Some(Code::Ok)),
-        };
-        if !is_success {
+        let is_call = self.is_call(&head);
+        let is_failure = is_call && Code::stated(&head.headers).is_some_and(|code| code != Code::Ok);
+        if is_failure || !head.status.is_success() {
             // What was said of a failure is not true of the outcome.
             head.status = StatusCode::OK;
             head.headers.clear();
         }
-        if self.protocol == Protocol::Grpc {
-            head.headers.insert(GRPC_STATUS, HeaderValue::from(Code::Ok as u16));
+        if is_call {
+            head.headers.insert(CONTENT_TYPE, grpc::CONTENT_TYPE_GRPC);
+            head.headers.insert(GRPC_STATUS, Code::Ok.into());
         }
         head
     }
@@ -128,18 +136,18 @@ impl Terms {
     pub(crate) fn record(&self, head: &response::Parts, body: Bytes, trailers: Option<HeaderMap>) -> Record {
         let code = Code::of(head, trailers.as_ref());
         let record = self.policy.keeping.record(head, body, trailers, self.policy.max_kept_body);
-        self.stating(record.fitting(), code)
+        self.stating(record.fitting(), head, code)
     }
 
     /// What is kept of an outcome whose body is not.
     pub(crate) fn tombstone(&self, head: &response::Parts, trailers: Option<&HeaderMap>) -> Record {
-        self.stating(self.policy.keeping.tombstone(head).fitting(), Code::of(head, trailers))
+        self.stating(self.policy.keeping.tombstone(head).fitting(), head, Code::of(head, trailers))
     }
 
     /// Without its trailers a tombstone would not say what came of the call.
-    fn stating(&self, mut record: Record, code: Code) -> Record {
-        if self.protocol == Protocol::Grpc && matches!(record.content, Content::Tombstone) {
-            record.headers.insert(GRPC_STATUS, HeaderValue::from(code as u16));
+    fn stating(&self, mut record: Record, head: &response::Parts, code: Code) -> Record {
+        if matches!(record.content, Content::Tombstone) && self.is_call(head) {
+            record.headers.insert(GRPC_STATUS, code.into());
         }
         record
     }
@@ -148,17 +156,41 @@ impl Terms {
 
     pub(crate) fn replay<R>(&self, record: &Record) -> Result<Response<ResponseBody<R>>, Rejection> {
         let keeping = &self.policy.keeping;
-        let is_grpc = media_type::is_grpc(&record.headers);
-        match (self.protocol, &record.content, self.policy.replay) {
-            // Who has come by the other protocol could not read it.
-            (Protocol::Http, Content::Kept { .. }, _) if is_grpc => Err(Rejection::OutcomeNotRetained),
-            (Protocol::Grpc, Content::Kept { .. }, _) if !is_grpc => Err(Rejection::OutcomeNotRetained),
-            (Protocol::Grpc, Content::Tombstone, Replay::Outcome) => Err(Rejection::OutcomeNotRetained),
-            (Protocol::Grpc, Content::Tombstone, Replay::Acknowledge) => match Code::stated(&record.headers) {
-                Some(Code::Ok) => keeping.replay(&acknowledgement(record), Replay::Acknowledge),
-                _ => Err(Rejection::OutcomeNotRetained),
-            },
-            (Protocol::Grpc | Protocol::Http, _, replay) => keeping.replay(record, replay),
+        if self.reads(record) {
+            return keeping.replay(record, self.policy.replay);
+        }
+        let went_well = record.code().map_or(record.status.is_success(), |code| code == Code::Ok);
+        match self.policy.replay {
+            Replay::Acknowledge if went_well => keeping.replay(&self.acknowledgement(record), Replay::Acknowledge),
+            Replay::Acknowledge | Replay::Outcome => Err(Rejection::OutcomeNotRetained),
+        }
+    }
+
+    /// Whether the client understands what is kept: it may have come by the other protocol, or with less coding.
+    fn reads(&self, record: &Record) -> bool {
+        match (self.protocol, &record.content) {
+            (Protocol::Http, _) => record.code().is_none(),
+            (Protocol::Grpc, Content::Tombstone) => false,
+            (Protocol::Grpc, Content::Kept { .. }) => {
+                record.code().is_some() && grpc::accepts(self.accepts.as_ref(), &record.headers)
+            }
+        }
+    }
+
+    /// What tells that it went well, and nothing more.
+    fn acknowledgement(&self, record: &Record) -> Record {
+        let status = StatusCode::OK;
+        match self.protocol {
+            Protocol::Http => Record { status, headers: HeaderMap::new(), content: Content::Tombstone },
+            Protocol::Grpc => {
+                let mut headers = match record.code() {
+                    Some(_) => grpc::metadata(&record.headers),
+                    None => HeaderMap::new(),
+                };
+                headers.insert(CONTENT_TYPE, grpc::CONTENT_TYPE_GRPC);
+                let trailers = Some(HeaderMap::from_iter([(GRPC_STATUS, Code::Ok.into())]));
+                Record { status, headers, content: Content::Kept { body: Bytes::from_static(EMPTY_MESSAGE), trailers } }
+            }
         }
     }
 
@@ -189,19 +221,14 @@ impl Terms {
             telemetry::hook_panicked("on_refusal");
             return refused;
         }
-        let is_told = match self.protocol {
-            Protocol::Grpc => {
-                *told.body_mut() = Bytes::new();
-                told.status() == StatusCode::OK
-                    && media_type::is_grpc(told.headers())
-                    && Code::stated(told.headers()).is_some_and(|code| code != Code::Ok)
-            }
+        match self.protocol {
+            Protocol::Grpc => grpc::refused_as(told, &refused),
             Protocol::Http => {
                 let is_refusal = told.status().is_client_error() || told.status().is_server_error();
-                is_refusal || told.status().is_success() && !refusal.is_of_an_event()
+                let is_drop = told.status().is_success() && !refusal.is_of_an_event();
+                if is_refusal || is_drop { told } else { refused }
             }
-        };
-        if is_told { told } else { refused }
+        }
     }
 }
 
@@ -211,14 +238,4 @@ impl Deref for Terms {
     fn deref(&self) -> &Policy {
         &self.policy
     }
-}
-
-/// The tombstone of a call that went well, as an outcome that says nothing more.
-fn acknowledgement(record: &Record) -> Record {
-    let metadata = record.headers.iter().filter(|(name, _)| !name.as_str().starts_with("grpc-"));
-    let mut headers: HeaderMap = metadata.map(|(name, value)| (name.clone(), value.clone())).collect();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    let trailers = HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from(Code::Ok as u16))]);
-    let content = Content::Kept { body: Bytes::from_static(EMPTY_MESSAGE), trailers: Some(trailers) };
-    Record { status: record.status, headers, content }
 }

@@ -5,7 +5,7 @@
 /// How deep groups may be nested, as in Google's parsers.
 const MAX_DEPTH: usize = 100;
 
-/// The fields of a message, in the order in which they stand. Groups, which have long been out of use, are passed over.
+/// The fields of a message, in the order in which they stand.
 pub(crate) struct Fields<'a> {
     rest: &'a [u8],
 }
@@ -22,6 +22,8 @@ pub(crate) enum Value<'a> {
     Bytes(&'a [u8]),
     Fixed32(u32),
     Fixed64(u64),
+    /// A message that its end delimits (`message_encoding = DELIMITED` since edition 2023).
+    Group(&'a [u8]),
     Varint(u64),
 }
 
@@ -43,18 +45,34 @@ impl<'a> Fields<'a> {
     }
 
     fn next_field(&mut self) -> Result<Option<Field<'a>>, NotProtobuf> {
-        let mut groups = Vec::new();
-        while !self.rest.is_empty() {
-            let (number, token) = self.token()?;
-            match token {
-                Token::Field(value) if groups.is_empty() => return Ok(Some(Field { number, value })),
-                Token::Field(_) => {}
-                Token::GroupStart if groups.len() < MAX_DEPTH => groups.push(number),
-                Token::GroupEnd if groups.pop() == Some(number) => {}
-                Token::GroupStart | Token::GroupEnd => return Err(NotProtobuf),
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let (number, token) = self.token()?;
+        let value = match token {
+            Token::Field(value) => value,
+            Token::GroupStart => Value::Group(self.group(number)?),
+            Token::GroupEnd => return Err(NotProtobuf),
+        };
+        Ok(Some(Field { number, value }))
+    }
+
+    /// What stands in a group that has begun, to its end and without it.
+    fn group(&mut self, number: u32) -> Result<&'a [u8], NotProtobuf> {
+        let inner = self.rest;
+        let mut open = vec![number];
+        loop {
+            let before = self.rest.len();
+            match self.token()? {
+                (_, Token::Field(_)) => {}
+                (number, Token::GroupStart) if open.len() < MAX_DEPTH => open.push(number),
+                (number, Token::GroupEnd) if open.pop() == Some(number) => {}
+                (_, Token::GroupStart | Token::GroupEnd) => return Err(NotProtobuf),
+            }
+            if open.is_empty() {
+                return inner.get(..inner.len() - before).ok_or(NotProtobuf);
             }
         }
-        if groups.is_empty() { Ok(None) } else { Err(NotProtobuf) }
     }
 
     fn token(&mut self) -> Result<(u32, Token<'a>), NotProtobuf> {
@@ -160,14 +178,16 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_passed_over_with_all_that_is_in_it() {
+    fn a_group_is_what_stands_between_its_ends() {
         let fields = read(b"\x0b\x13\x08\x01\x14\x0c\x08\x02").unwrap();
-        assert_eq!(fields, [Field { number: 1, value: Value::Varint(2) }]);
+        let group = Value::Group(b"\x13\x08\x01\x14");
+        assert_eq!(fields, [Field { number: 1, value: group }, Field { number: 1, value: Value::Varint(2) }]);
         for broken in [&b"\x0b"[..], b"\x0c", b"\x0b\x14", b"\x0b\x13\x0c\x14"] {
             assert_eq!(read(broken), Err(NotProtobuf));
         }
         assert_eq!(read(&[0x0b; MAX_DEPTH + 1]), Err(NotProtobuf));
-        assert_eq!(read(&[[0x0b; MAX_DEPTH], [0x0c; MAX_DEPTH]].concat()), Ok(vec![]));
+        let deep = [[0x0b; MAX_DEPTH], [0x0c; MAX_DEPTH]].concat();
+        assert_eq!(read(&deep), Ok(vec![Field { number: 1, value: Value::Group(&deep[1..deep.len() - 1]) }]));
     }
 
     #[test]

@@ -218,6 +218,23 @@ async fn a_missing_key_is_warned_of_once_per_layer() {
     assert_eq!(ear.0.lock().unwrap().iter().filter(|event| event.contains_key("message")).count(), 1);
 }
 
+/// Whoever serves gRPC and names no method has protected nothing.
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_knows_of_no_method_warns_of_the_first_call() {
+    let base = IdempotencyLayer::webhook(&Stores::memory().ledger(), header("X-Id"));
+    for (layer, warnings) in [(base.clone(), 1), (base.clone().unary("/a/B"), 0), (base.enabled(false), 0)] {
+        let app = App::new(&layer, |_, _| async { answer(200, "") });
+        let ear = listening(async || {
+            for _ in 0..3 {
+                let call = Request::post("/a/C").header("content-type", "application/grpc");
+                app.send(call.body(body("")).unwrap()).await;
+            }
+        })
+        .await;
+        assert_eq!(ear.0.lock().unwrap().iter().filter(|event| event.contains_key("message")).count(), warnings);
+    }
+}
+
 /// A layer that is made of another has requests of its own.
 #[tokio::test(start_paused = true)]
 async fn layers_made_of_one_warn_each_for_itself() {

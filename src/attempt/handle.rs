@@ -120,7 +120,8 @@ impl Attempt {
     }
 
     /// An earlier attempt had made the effect. Whatever response the handler returns, the key is completed without a body,
-    /// and the answer is that to a duplicate of an outcome not retained: 200 for a webhook, 409 for an api. After an error or
+    /// and the answer is that to a duplicate of an outcome not retained: 200 for a webhook, 409 for an api, and for a call of
+    /// gRPC `OK` or `ALREADY_EXISTS`. After an error or
     /// a panic the next delivery runs, and finds the same.
     pub fn already_applied(&self) {
         self.steer(|steering| steering.already_applied = true);

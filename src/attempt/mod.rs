@@ -223,10 +223,10 @@ impl Run {
         }
         let verdict = self.terms.verdict(&head);
         if steering.dont_keep || head.status.is_informational() || verdict == Verdict::Unkept {
-            let remember = self.terms.remembers(&head, None);
+            let remember = if steering.dont_keep { self.terms.lease } else { self.terms.remembers(&head, None) };
             return Ran::Unkept(remember, Response::from_parts(head, ResponseBody::inner(body)));
         }
-        if is_endless(&head) {
+        if verdict == Verdict::Kept && is_endless(&head) {
             return Ran::Endless(head, body);
         }
         let mut collector = Collector::new(body, self.terms.max_kept_body);

@@ -45,6 +45,10 @@ impl Methods {
         self.0.contains(path)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Takes a method in, unless `path` is not `/package.Service/Method`.
     pub(crate) fn insert(&mut self, path: &str) -> bool {
         let parts = path.strip_prefix('/').and_then(|path| path.split_once('/'));

@@ -8,7 +8,7 @@
 //! use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore, caller, key};
 //!
 //! let ledger = Ledger::new(MemoryStore::new());
-//! let charge = IdempotencyLayer::api(&ledger, caller::header("authorization"))
+//! let charge = IdempotencyLayer::api(&ledger, caller::authorization())
 //!     .unary("/payments.v1.Payments/Charge")
 //!     .key(key::metadata("idempotency-key").or(key::protobuf([1])));
 //! # let _ = charge;
@@ -18,8 +18,9 @@
 //!
 //! The head of a call does not say whether it streams, and to wait for the end of a stream that waits for an answer would never
 //! end. So unary methods are named, by [path](crate::IdempotencyLayer::unary) or by a
-//! [descriptor set](crate::IdempotencyLayer::unary_methods_of); every other call passes through untouched. So does
-//! gRPC-Web, whose trailers are in its body: put this layer inside of the one that translates it.
+//! [descriptor set](crate::IdempotencyLayer::unary_methods_of); every other call passes through untouched. A layer that names none
+//! warns of the first call. gRPC-Web passes through as well, since its trailers are in its body: put this layer inside of the
+//! one that translates it.
 //!
 //! # What decides
 //!
@@ -32,15 +33,14 @@
 //! without lying: it is refused as `ALREADY_EXISTS`. Under the webhook contract, whose senders do not read it, it is `OK`
 //! with a message of defaults.
 //!
-//! A message comes back as it was encoded the first time. A client that repeats a call with another
-//! `grpc-accept-encoding` may not be able to read it.
+//! A message comes back as it was encoded the first time. To a client that does not accept that coding (`grpc-accept-encoding`),
+//! or that comes by plain HTTP this time, it is as if it had not been retained.
 //!
 //! # How they are refused
 //!
 //! With a response of trailers alone: `grpc-status`, a message, and in `grpc-status-details-bin` a `google.rpc.ErrorInfo` whose reason is
 //! the [code](crate::Rejection::code) in capitals and whose domain is `tower-idempotency`; a `google.rpc.RetryInfo` where the call
 //! may fare better later; and a `google.rpc.Help` with the [policy page](crate::IdempotencyLayer::policy_url), if there is one.
-//! [`on_refusal`](crate::IdempotencyLayer::on_refusal) may change headers; a body, or a code that says `OK`, is not sent.
 //!
 //! | refusal | code | since |
 //! |---|---|---|
@@ -58,9 +58,9 @@
 //!
 //! # Payloads
 //!
-//! What is compared under a key by default is the bytes of the message. Not every encoder writes the same message in the same
-//! bytes twice: Go's shuffles maps. A client library that repeats a call by itself sends the same bytes; where callers encode
-//! anew, compare [nothing](crate::fingerprint::ignored).
+//! What is compared under a key by default is the body, bytes for bytes, and compressed where it is. Not every encoder writes
+//! the same message in the same bytes twice: Go's shuffles maps. A client library that repeats a call by itself sends the
+//! same bytes; where callers encode anew, or may compress or not, compare [nothing](crate::fingerprint::ignored).
 //!
 //! A duplicate waits for a running call no longer than its own `grpc-timeout` says.
 //!
@@ -72,13 +72,16 @@ mod timeout;
 
 use std::fmt;
 
-use http::{HeaderMap, HeaderName, response};
+use http::{HeaderMap, HeaderName, HeaderValue, header, response};
 
 pub use self::methods::InvalidDescriptors;
 pub(crate) use self::methods::Methods;
-pub(crate) use self::refusal::refuse;
+pub(crate) use self::refusal::{refuse, refused_as};
 pub(crate) use self::timeout::deadline;
 
+pub(crate) const CONTENT_TYPE_GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+pub(crate) const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+pub(crate) const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_STATUS_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
@@ -126,33 +129,40 @@ pub enum Code {
 // === impl Code ===
 
 impl Code {
-    const ALL: [Self; 17] = [
-        Self::Ok,
-        Self::Cancelled,
-        Self::Unknown,
-        Self::InvalidArgument,
-        Self::DeadlineExceeded,
-        Self::NotFound,
-        Self::AlreadyExists,
-        Self::PermissionDenied,
-        Self::ResourceExhausted,
-        Self::FailedPrecondition,
-        Self::Aborted,
-        Self::OutOfRange,
-        Self::Unimplemented,
-        Self::Internal,
-        Self::Unavailable,
-        Self::DataLoss,
-        Self::Unauthenticated,
+    /// Each with the name that it has everywhere, in the order of their numbers.
+    const ALL: [(Self, &'static str); 17] = [
+        (Self::Ok, "OK"),
+        (Self::Cancelled, "CANCELLED"),
+        (Self::Unknown, "UNKNOWN"),
+        (Self::InvalidArgument, "INVALID_ARGUMENT"),
+        (Self::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+        (Self::NotFound, "NOT_FOUND"),
+        (Self::AlreadyExists, "ALREADY_EXISTS"),
+        (Self::PermissionDenied, "PERMISSION_DENIED"),
+        (Self::ResourceExhausted, "RESOURCE_EXHAUSTED"),
+        (Self::FailedPrecondition, "FAILED_PRECONDITION"),
+        (Self::Aborted, "ABORTED"),
+        (Self::OutOfRange, "OUT_OF_RANGE"),
+        (Self::Unimplemented, "UNIMPLEMENTED"),
+        (Self::Internal, "INTERNAL"),
+        (Self::Unavailable, "UNAVAILABLE"),
+        (Self::DataLoss, "DATA_LOSS"),
+        (Self::Unauthenticated, "UNAUTHENTICATED"),
     ];
 
-    /// What these headers or trailers say; nothing if they have no `grpc-status`.
+    /// What these headers or trailers say; nothing if they have no `grpc-status`. Two that differ say nothing either, but
+    /// that is [`Unknown`](Self::Unknown).
     pub(crate) fn stated(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all(GRPC_STATUS).iter();
-        let value = values.next()?;
-        let is_stated = |code: &Self| value.as_bytes() == code.to_string().as_bytes();
-        let stated = Self::ALL.into_iter().find(is_stated).filter(|_| values.next().is_none());
-        Some(stated.unwrap_or(Self::Unknown))
+        let first = values.next()?;
+        let agree = values.all(|value| value == first);
+        Some(Self::read(first).filter(|_| agree).unwrap_or(Self::Unknown))
+    }
+
+    fn read(status: &HeaderValue) -> Option<Self> {
+        let number = status.to_str().ok()?;
+        let number = number.parse::<usize>().ok().filter(|parsed| parsed.to_string() == number)?;
+        Self::ALL.get(number).map(|(code, _)| *code)
     }
 
     /// What came of a call whose response has ended, with these trailers.
@@ -189,7 +199,8 @@ impl Code {
     pub(crate) const fn is_failure(self) -> bool {
         matches!(
             self,
-            Self::Unknown
+            Self::Cancelled
+                | Self::Unknown
                 | Self::DeadlineExceeded
                 | Self::Aborted
                 | Self::Internal
@@ -199,11 +210,30 @@ impl Code {
     }
 }
 
-/// As `grpc-status` has it: its number.
+/// Its name, as in `UNAVAILABLE`.
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (*self as u8).fmt(f)
+        f.write_str(Self::ALL[usize::from(*self as u8)].1)
     }
+}
+
+impl From<Code> for HeaderValue {
+    fn from(code: Code) -> Self {
+        Self::from(code as u16)
+    }
+}
+
+/// What of the headers of a response is metadata.
+pub(crate) fn metadata(headers: &HeaderMap) -> HeaderMap {
+    let is_metadata = |name: &HeaderName| *name != header::CONTENT_TYPE && !name.as_str().starts_with("grpc-");
+    headers.iter().filter(|(name, _)| is_metadata(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// Whether whoever accepts these codings can read a response with these headers.
+pub(crate) fn accepts(accepted: Option<&HeaderValue>, headers: &HeaderMap) -> bool {
+    let Some(coding) = headers.get(GRPC_ENCODING).map(HeaderValue::as_bytes) else { return true };
+    let mut accepted = accepted.map(HeaderValue::as_bytes).unwrap_or_default().split(|byte| *byte == b',');
+    coding == b"identity" || accepted.any(|accepted| accepted.trim_ascii() == coding)
 }
 
 #[cfg(test)]
@@ -214,8 +244,8 @@ mod tests {
 
     #[test]
     fn codes_stand_in_the_order_of_their_numbers() {
-        for (number, code) in Code::ALL.into_iter().enumerate() {
-            assert_eq!(code.to_string(), number.to_string());
+        for (number, (code, name)) in Code::ALL.into_iter().enumerate() {
+            assert_eq!((code as usize, code.to_string()), (number, name.to_owned()));
         }
     }
 
@@ -232,7 +262,8 @@ mod tests {
         assert_eq!(stated(&[]), None);
         assert_eq!(stated(&["0"]), Some(Code::Ok));
         assert_eq!(stated(&["16"]), Some(Code::Unauthenticated));
-        for none in [&["17"][..], &["00"], &["+0"], &[""], &["OK"], &["0", "0"]] {
+        assert_eq!(stated(&["0", "0"]), Some(Code::Ok), "as clients read it");
+        for none in [&["17"][..], &["00"], &["+0"], &[""], &["OK"], &["0", "3"]] {
             assert_eq!(stated(none), Some(Code::Unknown), "{none:?}");
         }
     }

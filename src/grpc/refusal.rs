@@ -3,13 +3,13 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::time::Instant;
 
-use super::{Code, GRPC_MESSAGE, GRPC_STATUS, GRPC_STATUS_DETAILS};
-use crate::rejection::{PolicyPage, Rejection};
+use super::{CONTENT_TYPE_GRPC, Code, GRPC_MESSAGE, GRPC_STATUS, GRPC_STATUS_DETAILS};
+use crate::rejection::{PolicyPage, RETRY_AFTER_SECS, Rejection};
 use crate::wire::{put_bytes, put_varint};
 
 /// What is percent-encoded in `grpc-message`: all but printable ASCII, and the sign of it.
@@ -28,8 +28,8 @@ pub(crate) fn refuse(
 ) -> Response<Bytes> {
     let code = code(refusal, running);
     let mut response = Response::new(Bytes::new());
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    response.headers_mut().insert(GRPC_STATUS, HeaderValue::from(code as u16));
+    response.headers_mut().insert(CONTENT_TYPE, CONTENT_TYPE_GRPC);
+    response.headers_mut().insert(GRPC_STATUS, code.into());
     let details = STANDARD_NO_PAD.encode(status(refusal, code, page, until));
     let message = utf8_percent_encode(refusal.title(), ENCODED).to_string();
     for (name, value) in [(GRPC_MESSAGE, message), (GRPC_STATUS_DETAILS, details)] {
@@ -37,6 +37,23 @@ pub(crate) fn refuse(
             response.headers_mut().insert(name, value);
         }
     }
+    response
+}
+
+/// What a user's function has made of a refusal, as far as it can be told: headers, and another code than `OK`.
+pub(crate) fn refused_as(told: Response<Bytes>, refused: &Response<Bytes>) -> Response<Bytes> {
+    let mut headers = told.into_parts().0.headers;
+    headers.remove(CONTENT_LENGTH);
+    headers.insert(CONTENT_TYPE, CONTENT_TYPE_GRPC);
+    let mut codes = headers.get_all(GRPC_STATUS).iter().map(Code::read);
+    if !matches!((codes.next(), codes.next()), (Some(Some(code)), None) if code != Code::Ok) {
+        for name in [GRPC_STATUS, GRPC_MESSAGE, GRPC_STATUS_DETAILS] {
+            headers.remove(&name);
+            headers.extend(refused.headers().get(&name).map(|value| (name, value.clone())));
+        }
+    }
+    let mut response = Response::new(Bytes::new());
+    *response.headers_mut() = headers;
     response
 }
 
@@ -75,7 +92,8 @@ fn status(refusal: Rejection, code: Code, page: Option<&PolicyPage>, until: Opti
     put_bytes(&mut error, 2, DOMAIN.as_bytes());
     put_detail(&mut status, "ErrorInfo", &error);
 
-    if let Some(secs) = refusal.retry_after(until) {
+    let is_transient = (code == Code::Unavailable).then_some(RETRY_AFTER_SECS);
+    if let Some(secs) = refusal.retry_after(until).or(is_transient) {
         let mut delay = Vec::new();
         put_varint(&mut delay, 1, secs);
         let mut retry = Vec::new();

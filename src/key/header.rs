@@ -54,7 +54,7 @@ pub(super) fn extract(headers: &HeaderMap, names: &[HeaderName], syntax: HeaderS
 pub(super) fn binary(headers: &HeaderMap, name: &HeaderName, syntax: HeaderSyntax) -> Found {
     let values = headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     agreed(values.map(|value| match BINARY.decode(value.trim_ascii()) {
-        Ok(bytes) if bytes.is_empty() => Ok(None),
+        Ok(bytes) if bytes.is_empty() && matches!(syntax, HeaderSyntax::Opaque { .. }) => Ok(None),
         Ok(bytes) => within(syntax.max_len(), bytes.into()),
         Err(_) => Err(Malformed("the key is not base64")),
     }))

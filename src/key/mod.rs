@@ -70,6 +70,11 @@ pub(crate) enum Part {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Malformed(pub(crate) &'static str);
 
+impl Malformed {
+    /// It may well be there, in more than may be read.
+    pub(crate) const TOO_LARGE: Self = Self("the message is too large when it is unpacked");
+}
+
 impl std::fmt::Display for Malformed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.0)
@@ -131,11 +136,13 @@ pub fn metadata(name: &str) -> KeySource {
 /// numbers of the schema: `protobuf([1, 3])` is field 3 of the message in field 1. No generated code is needed.
 ///
 /// - Strings and bytes are keys by their bytes, numbers and booleans by the number on the wire. What has its default value
-///   (empty, 0, `false`) is missing, since a client need not send it. Two different values are malformed.
-/// - In a gRPC call the body is one message behind its prefix of 5 bytes; any other body is the message itself. What is
-///   neither is malformed.
-/// - A compressed message is read where the feature `gzip` is on, if it is gzip and no larger than
-///   [`max_request_body`](crate::IdempotencyLayer::max_request_body) when it is unpacked. Any other has no key.
+///   (empty, 0, `false`) is missing, since a client need not send it. Two different values are malformed. A repeated field
+///   is no key.
+/// - In a gRPC call the body is one message behind its prefix of 5 bytes; any other body is the message itself, unless it is
+///   declared as JSON. What is neither is malformed. [`json`] finds nothing in a gRPC call, so that a rule may have both.
+/// - A compressed message is read where the feature `gzip` is on and it is gzip; any other has no key. One that has more than
+///   [`max_request_body`](crate::IdempotencyLayer::max_request_body) when it is unpacked is [over the
+///   limit](crate::IdempotencyLayer::over_limit).
 ///
 /// # Panics
 ///
@@ -147,7 +154,7 @@ pub fn protobuf(path: impl AsRef<[u32]>) -> KeySource {
     KeySource { messages: vec![path], ..Rule::Protobuf(0).into() }
 }
 
-/// The key is a scalar member of the JSON body, whatever its `Content-Type` says.
+/// The key is a scalar member of the JSON body, whatever its `Content-Type` says, unless that is gRPC.
 ///
 /// `path` is a singular query of RFC 9535 such as `$.data.id`, `$.items[0]['id']` or `$[-1]`. Strings, booleans and
 /// numbers are keys by their exact text. A member repeated on the way makes the key malformed: parsers differ in which

@@ -63,7 +63,8 @@ fn decompressed(headers: &HeaderMap, message: &[u8], limit: usize) -> Result<Opt
     let mut plain = Vec::new();
     let read = flate2::read::GzDecoder::new(message).take((limit as u64).saturating_add(1)).read_to_end(&mut plain);
     match read {
-        Ok(len) => Ok(Some(plain).filter(|_| len <= limit)),
+        Ok(len) if len > limit => Err(Malformed::TOO_LARGE),
+        Ok(_) => Ok(Some(plain)),
         Err(_) => Err(Malformed("the message is not compressed as it says")),
     }
 }
@@ -95,7 +96,7 @@ fn search<'a>(message: &'a [u8], path: &[u32], found: &mut Option<Value<'a>>) ->
                 }
                 *found = Some(value);
             }
-            Value::Bytes(message) => search(message, inner, found)?,
+            Value::Bytes(message) | Value::Group(message) => search(message, inner, found)?,
             // A field of another type than the schema says counts as one that is not there.
             Value::Fixed32(_) | Value::Fixed64(_) | Value::Varint(_) => {}
         }
@@ -110,6 +111,7 @@ fn part(value: Value<'_>) -> Option<Part> {
         Value::Bytes(bytes) => (!bytes.is_empty()).then(|| Part::Text(Bytes::copy_from_slice(bytes))),
         Value::Fixed32(value) => number(value.into()),
         Value::Fixed64(value) | Value::Varint(value) => number(value),
+        Value::Group(_) => None,
     }
 }
 
@@ -163,6 +165,8 @@ mod tests {
         assert_eq!(plain(&[5], b"\x2d\x09\0\0\0"), number(9));
         assert_eq!(plain(&[5], b"\x29\x09\0\0\0\0\0\0\0"), number(9));
         assert_eq!(plain(&[5], b"\x28\x89\x00"), number(9), "in more bytes than it needs");
+        assert_eq!(plain(&[2, 1], b"\x13\x0a\x01a\x14"), text("a"), "in a message with an end");
+        assert_eq!(plain(&[2], b"\x13\x0a\x01a\x14"), Ok(None));
     }
 
     #[test]
@@ -223,7 +227,7 @@ mod tests {
         let fits = gzip(&[b"\x0a\x01a\x12\xe2\x07", &[0; LIMIT - 6][..]].concat());
         assert_eq!(call("gzip", &fits), text("a"));
         let bomb = gzip(&[b"\x0a\x01a\x12\xe3\x07", &[0; LIMIT - 5][..]].concat());
-        assert_eq!(call("gzip", &bomb), Ok(None));
+        assert_eq!(call("gzip", &bomb), Err(Malformed::TOO_LARGE));
         assert!(call("gzip", &framed(1, b"\x0a\x01a")).is_err());
     }
 }

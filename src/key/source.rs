@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderName, request};
 
 use super::{Extracted, FieldPath, Found, HeaderSyntax, Json, Malformed, Part, form, header, json, protobuf};
+use crate::media_type;
 
 /// Where the key of a request comes from. See the [module docs](super).
 #[derive(Clone, Debug)]
@@ -129,7 +130,9 @@ impl KeySource {
             Rule::Form(index) => fields[*index].clone(),
             Rule::FromFn(f) => Ok(f(head, body).filter(|key| !key.is_empty()).map(Part::Text)),
             Rule::Header(names) => header::extract(&head.headers, names, syntax),
+            Rule::Json(_) if media_type::is_grpc(&head.headers) => Ok(None),
             Rule::Json(index) => members[*index].clone(),
+            Rule::Protobuf(_) if media_type::is(&head.headers, b"application/json") => Ok(None),
             Rule::Protobuf(index) => messages[*index].clone(),
             Rule::Query(name) => form::query(&head.uri, name),
             Rule::All(_) | Rule::Any(_) | Rule::Valid(..) => Ok(None),

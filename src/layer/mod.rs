@@ -49,7 +49,7 @@ impl IdempotencyLayer {
     }
 
     /// Whether the layer does anything at all; while it does not, every request passes through and the store is not asked.
-    /// For a switch in the configuration. Default: it does.
+    /// For a switch in the configuration. It switches off what stands [for a path](Self::for_path), too. Default: it does.
     #[must_use]
     pub fn enabled(self, enabled: bool) -> Self {
         self.set(|policy| policy.enabled = enabled)
@@ -186,7 +186,10 @@ impl IdempotencyLayer {
     /// If `path` is no such path.
     #[must_use]
     pub fn unary(self, path: &str) -> Self {
-        self.set(|policy| assert!(policy.unary.insert(path), "not the path of a method: {path:?}"))
+        self.set(|policy| {
+            let is_path = policy.unary.insert(path);
+            assert!(is_path, "not the path of a method: {path:?}");
+        })
     }
 
     /// Protects every unary method that an encoded `google.protobuf.FileDescriptorSet` knows, as `protoc
@@ -215,7 +218,8 @@ impl IdempotencyLayer {
     }
 
     /// What happens to a malformed key: two different values, a list, a JSON value that is no scalar or stands twice, a body
-    /// that is not the JSON or the multipart form it has to be, a part that is not [valid](KeySource::valid_if). Default:
+    /// that is not the JSON, the multipart form or the protobuf message it has to be, a part that is not
+    /// [valid](KeySource::valid_if). Default:
     /// webhook, [`OnBadKey::PassThrough`], where the first of each layer is warned of; api, [`OnBadKey::Refuse`].
     #[must_use]
     pub fn malformed_key(self, then: OnBadKey) -> Self {
@@ -254,9 +258,7 @@ impl IdempotencyLayer {
     pub fn key_of(&self, head: &request::Parts, body: &Bytes) -> Option<Key> {
         Some(self.keys_of(head, body)?.current)
     }
-}
 
-impl IdempotencyLayer {
     /// The same request's key under the [`previous_secret`](Self::previous_secret), while secrets rotate. An event that is
     /// to run again then has to be forgotten under both.
     #[must_use]
@@ -277,6 +279,9 @@ impl IdempotencyLayer {
     }
 
     fn of_path(&self, path: &str) -> &Self {
+        if !self.policy.enabled {
+            return self;
+        }
         let fits = |there: &str| path == there || there.ends_with('/') && path.starts_with(there);
         let fitting = self.paths.iter().filter(|(there, _)| fits(there));
         fitting.max_by_key(|(there, _)| there.len()).map_or(self, |(_, layer)| layer)

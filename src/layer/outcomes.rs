@@ -54,7 +54,8 @@ impl IdempotencyLayer {
     }
 
     /// Changes what is stored, as where the store must not see a part of a response. The first caller is answered what the
-    /// handler said, and nothing tells it that a retry will not get all of that. The status stays. Default: nothing is changed.
+    /// handler said, and nothing tells it that a retry will not get all of that. The status stays, and of
+    /// a call of gRPC also what it is read by (`Content-Type`, `grpc-encoding`, `grpc-status`). Default: nothing is changed.
     ///
     /// Where `redact` panics, or leaves a body larger than [`max_kept_body`](Self::max_kept_body), a tombstone is stored
     /// without headers: what was to be taken out is not kept by mistake, and the request does not run again.
@@ -63,7 +64,7 @@ impl IdempotencyLayer {
         self.set(|policy| policy.keeping.redact = Some(Arc::new(redact)))
     }
 
-    /// Changes what a duplicate is told: a header more, another body. The status stays. Where `hook` panics, the duplicate is
+    /// Changes what a duplicate is told: a header more, another body. The status stays, as with [`redact`](Self::redact). Where `hook` panics, the duplicate is
     /// told what was kept. It is not called for refusals. Default: nothing is changed.
     #[must_use]
     pub fn on_replay(self, hook: impl Fn(&mut Kept) + Send + Sync + 'static) -> Self {
@@ -120,7 +121,8 @@ impl IdempotencyLayer {
     ///
     /// A 2xx is let through only for refusals that lose no event, as where a webhook without a key is to be acknowledged
     /// and dropped. In place of any other status that is neither 4xx nor 5xx, and where `hook` panics, the refusal is told
-    /// as it was.
+    /// as it was. Of a refusal of gRPC only the headers can be changed, and the code only to another than `OK`: a client takes
+    /// no other status of HTTP and no body.
     #[must_use]
     pub fn on_refusal(self, hook: impl Fn(Rejection, &mut Response<Bytes>) + Send + Sync + 'static) -> Self {
         self.set(|policy| policy.on_refusal = Some(Arc::new(hook)))

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use tokio::time::Instant;
+use tonic::Code;
 use tonic::codec::CompressionEncoding::Gzip;
 use tonic::metadata::MetadataValue;
 use tower_idempotency::key::KeySource;
-use tower_idempotency::{OnBadKey, key};
+use tower_idempotency::{OverLimit, key};
 
 use crate::bank::{CHARGE, Served, api, charge, ledger, webhook};
 use crate::common::app::{self, App, Incoming, answer};
@@ -42,14 +43,34 @@ async fn a_key_is_metadata_or_a_field_of_the_message() {
 }
 
 #[tokio::test]
-async fn a_message_that_unpacks_to_too_much_has_no_key() {
-    let layer = webhook(&ledger()).key(key::protobuf([1])).missing_key(OnBadKey::Refuse).max_request_body(1000);
-    let served = Served::by(layer).await;
-    let mut client = served.client().await.send_compressed(Gzip);
-    let mut bomb = charge("", 500);
-    bomb.get_mut().account = "a".repeat(100_000);
-    let refused = client.charge(bomb).await.unwrap_err();
-    assert_eq!(refused.message(), "the idempotency key is missing");
+async fn a_message_that_unpacks_to_too_much_is_over_the_limit() {
+    let bomb = || {
+        let mut bomb = charge("", 500);
+        bomb.get_mut().account = "a".repeat(100_000);
+        bomb
+    };
+    let layer = webhook(&ledger()).key(key::protobuf([1])).max_request_body(1000);
+    let served = Served::by(layer.clone()).await;
+    let refused = served.client().await.send_compressed(Gzip).charge(bomb()).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, "the request body is too large"));
+    assert_eq!(served.bank.runs(), 0);
+    let served = Served::by(layer.over_limit(OverLimit::PassThrough)).await;
+    served.client().await.send_compressed(Gzip).charge(bomb()).await.unwrap();
+    assert_eq!(served.bank.runs(), 1);
+}
+
+#[tokio::test]
+async fn a_rule_may_be_for_messages_and_for_json() {
+    for source in [key::json("$.id").or(key::protobuf([1])), key::protobuf([1]).or(key::json("$.id"))] {
+        assert_eq!(runs(source.clone(), false, &["a", "b", "a"]).await, 2);
+        let layer = webhook(&ledger()).key(source);
+        let app = App::new(&layer, |_: Incoming, _| async { answer(200, "") });
+        for (id, runs) in [(1, 1), (1, 1), (2, 2)] {
+            let request = Request::post("/hook").header("content-type", "application/json; charset=utf-8");
+            app.send(request.body(app::body(format!("{{\"id\":{id}}}"))).unwrap()).await;
+            assert_eq!(app.runs(), runs);
+        }
+    }
 }
 
 /// A call of a handler that never ends, without tonic, which would end it by itself.

@@ -15,6 +15,7 @@ mod refusals;
 mod replays;
 mod rules;
 mod steering;
+mod strangers;
 mod streams;
 
 #[allow(clippy::all, unreachable_pub, reason = "generated")]

@@ -108,10 +108,16 @@ async fn a_hook_may_change_what_is_told_but_not_that_it_is_refused() {
     is(&refused, Code::FailedPrecondition, "KEY_MISSING", None);
     assert_eq!(refused.metadata().get("hint").unwrap(), "see the docs");
 
-    let lies: [fn(&mut http::Response<bytes::Bytes>); 4] = [
+    let lies: [fn(&mut http::Response<bytes::Bytes>); 7] = [
         |told| drop(told.headers_mut().insert("grpc-status", HeaderValue::from_static("0"))),
         |told| drop(told.headers_mut().remove("grpc-status")),
         |told| *told = http::Response::default(),
+        |told| assert!(told.headers_mut().append("grpc-status", HeaderValue::from_static("0"))),
+        |told| drop(told.headers_mut().insert("grpc-status", HeaderValue::from_static("00"))),
+        |told| {
+            *told.status_mut() = http::StatusCode::BAD_REQUEST;
+            told.headers_mut().insert("content-length", HeaderValue::from_static("5"));
+        },
         |_| panic!("a bug"),
     ];
     for lie in lies {

@@ -5,6 +5,7 @@ use tonic::codec::CompressionEncoding::Gzip;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
+use tower_idempotency::{Kept, grpc};
 
 use crate::bank::{Served, api, charge, is_replayed, kept, ledger, webhook};
 use crate::common::stores::Stores;
@@ -136,6 +137,68 @@ async fn a_selection_of_headers_leaves_a_call_whole() {
     assert_eq!(again.metadata().get("cost").unwrap(), "7");
     assert!(again.metadata().get("receipt").is_none() && again.metadata().get("tag").is_none());
     assert_eq!(served.bank.runs(), 1);
+}
+
+#[tokio::test]
+async fn a_hook_leaves_a_call_readable_and_its_status_true() {
+    let bare = |kept: &mut Kept| {
+        kept.headers.clear();
+        kept.trailers = None;
+    };
+    let lies = |kept: &mut Kept| {
+        kept.headers.insert("grpc-status", "0".parse().unwrap());
+        kept.trailers.get_or_insert_default().insert("grpc-status", "3".parse().unwrap());
+    };
+    let layers = [
+        api(&ledger()).redact(bare),
+        api(&ledger()).on_replay(bare),
+        api(&ledger()).redact(lies),
+        api(&ledger()).on_replay(lies),
+        api(&ledger()).drop_headers(&["content-type", "grpc-encoding"]),
+        webhook(&ledger()).redact(bare).keep_codes(|code| code.to_string() != "UNAVAILABLE"),
+    ];
+    for layer in layers {
+        let served = Served::by(layer).await;
+        let mut client = served.client().await.send_compressed(Gzip).accept_compressed(Gzip);
+        let first = client.charge(charge("k", 500)).await.unwrap();
+        let again = client.charge(charge("k", 500)).await.unwrap();
+        assert_eq!(first.get_ref(), again.get_ref());
+        served.bank.plan([Err(Status::already_exists("it is there"))]);
+        for _ in 0..2 {
+            assert_eq!(client.charge(charge("e", 500)).await.unwrap_err().code(), Code::AlreadyExists);
+        }
+        assert_eq!(served.bank.runs(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_cannot_unpack_it_is_told_that_it_is_done() {
+    let served = Served::by(api(&ledger())).await;
+    served.client().await.accept_compressed(Gzip).charge(charge("k", 500)).await.unwrap();
+    let again = served.client().await.charge(charge("k", 500)).await.unwrap_err();
+    assert_eq!(again.code(), Code::AlreadyExists);
+    let served = Served::by(webhook(&ledger())).await;
+    served.client().await.accept_compressed(Gzip).charge(charge("k", 500)).await.unwrap();
+    let again = served.client().await.charge(charge("k", 500)).await.unwrap();
+    assert_eq!(*again.get_ref(), Receipt::default());
+}
+
+#[tokio::test]
+async fn an_operator_sees_what_came_of_a_call() {
+    let ledger = ledger();
+    let layer = api(&ledger);
+    let served = Served::by(layer.clone()).await;
+    served.bank.plan([Ok(1), Err(Status::not_found("no such account"))]);
+    let head = |key| {
+        let request = http::Request::post(crate::bank::CHARGE).header("content-type", "application/grpc");
+        request.header("idempotency-key", key).body(()).unwrap().into_parts().0
+    };
+    let mut client = served.client().await;
+    for (key, code) in [("a", grpc::Code::Ok), ("b", grpc::Code::NotFound)] {
+        let _ = client.charge(charge(key, 500)).await;
+        let key = layer.key_of(&head(key), &bytes::Bytes::new()).unwrap();
+        assert_eq!(ledger.lookup(&key).await.unwrap().unwrap().code(), Some(code));
+    }
 }
 
 #[tokio::test]

@@ -38,6 +38,17 @@ async fn each_method_and_each_service_has_its_rule() {
 }
 
 #[tokio::test]
+async fn a_layer_that_is_switched_off_is_off_for_every_path() {
+    let bare = IdempotencyLayer::api(&ledger(), caller::shared());
+    let served = Served::by(bare.clone().for_path(CHARGE, bare.unary(CHARGE)).enabled(false)).await;
+    let mut client = served.client().await;
+    for _ in 0..2 {
+        client.charge(charge("k", 500)).await.unwrap();
+    }
+    assert_eq!(served.bank.runs(), 2);
+}
+
+#[tokio::test]
 async fn a_single_service_has_a_layer_of_its_own() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
