@@ -48,14 +48,28 @@ struct Inner {
 
 /// The right to start an attempt.
 pub(crate) struct AttemptTicket {
-    ticket: Ticket,
+    ticket: Option<Ticket>,
     _token: TaskTrackerToken,
 }
 
 impl AttemptTicket {
+    /// Goes on under another right, unless it counts no more.
     pub(crate) fn exchange(&mut self, ticket: Ticket) {
-        self.ticket = ticket;
+        self.ticket = self.ticket.take().and(Some(ticket));
     }
+
+    /// Makes room for the next, although whoever drains still waits for this one.
+    pub(crate) fn give_back(&mut self) {
+        self.ticket = None;
+    }
+}
+
+/// What the store knows of an event that may not start here.
+pub(crate) enum Known {
+    Done(Option<Fingerprint>, Arc<Record>),
+    /// Nothing, or that the next attempt may start.
+    Nothing,
+    Running,
 }
 
 /// The process was asked to stop, and not everything had come to its end when its time was up.
@@ -197,16 +211,20 @@ impl Ledger {
         self.bounded(self.store().forget(key, force)).await
     }
 
-    /// The outcome of an event that has finished and can be read, with the fingerprint of the request that brought it first.
-    pub(crate) async fn outcome(&self, keys: Keys) -> Option<(Option<Fingerprint>, Record)> {
+    /// How far an event has come that may not start here: the outcome with the fingerprint of the request that brought it first.
+    pub(crate) async fn known(&self, keys: Keys) -> Result<Known, StoreError> {
+        let mut known = Known::Nothing;
         for key in [Some(keys.current), keys.previous].into_iter().flatten() {
-            if let Ok(Some(Entry { fingerprint, state: State::Done(record), .. })) = self.lookup(&key).await
-                && let Ok(record) = Record::decode(&record)
-            {
-                return Some((fingerprint, record));
+            match self.lookup(&key).await? {
+                Some(Entry { fingerprint, state: State::Done(record), .. }) => {
+                    let record = Record::decode(&record).map_err(StoreError::unreadable)?;
+                    return Ok(Known::Done(fingerprint, Arc::new(record)));
+                }
+                Some(Entry { state: State::Running, .. }) => known = Known::Running,
+                Some(Entry { state: State::Free, .. }) | None => {}
             }
         }
-        None
+        Ok(known)
     }
 
     pub(crate) fn store(&self) -> &dyn ErasedStore {
@@ -244,7 +262,7 @@ impl Ledger {
 
     /// The right to start an attempt, if one may start. Whoever drains waits for it, so it is taken before that is looked at.
     pub(crate) fn attempt(&self) -> Option<AttemptTicket> {
-        let ticket = AttemptTicket { ticket: self.0.in_flight.take()?, _token: self.0.tasks.token() };
+        let ticket = AttemptTicket { ticket: Some(self.0.in_flight.take()?), _token: self.0.tasks.token() };
         (!self.is_draining()).then_some(ticket)
     }
 

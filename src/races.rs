@@ -44,14 +44,23 @@ const DELIVERIES: u32 = 4;
 
 /// Runs a test in one order after the other, on a clock that stands still.
 pub(crate) fn in_any_order(test: fn(Arc<Runtime>) -> BoxFuture<'static, ()>) {
+    in_orders(ORDERS, test);
+}
+
+/// The same, for a test of few steps that has to go wrong in several places at once.
+pub(crate) fn in_many_orders(test: fn(Arc<Runtime>) -> BoxFuture<'static, ()>) {
+    in_orders(15 * ORDERS, test);
+}
+
+fn in_orders(orders: usize, test: fn(Arc<Runtime>) -> BoxFuture<'static, ()>) {
     let clock = Arc::new(Builder::new_current_thread().enable_time().start_paused(true).build().unwrap());
     let _context = clock.enter();
     let run = {
         let clock = Arc::clone(&clock);
         move || block_on(test(Arc::clone(&clock)))
     };
-    Runner::new(RandomScheduler::new(ORDERS), config()).run(run.clone());
-    Runner::new(PctScheduler::new(HELD_UP, ORDERS), config()).run(run);
+    Runner::new(RandomScheduler::new(orders), config()).run(run.clone());
+    Runner::new(PctScheduler::new(HELD_UP, orders), config()).run(run);
 }
 
 fn config() -> Config {
@@ -233,6 +242,20 @@ fn one_of_those_who_wait_takes_over_from_an_attempt_that_failed() {
             let answers = all(process.deliver_all()).await;
             assert_eq!((process.runs(), told(&answers, 500), told(&answers, 200)), (2, 1, DELIVERIES - 1));
             agree(&answers);
+            process.ends_clean().await;
+        }
+        .boxed()
+    });
+}
+
+/// Also where there is a place for one alone, which the attempt that failed has had.
+#[test]
+fn whoever_takes_over_has_a_place() {
+    in_any_order(|_| {
+        async {
+            let process = Process::new(Ledger::new(Remote::default()).max_in_flight(1), LONG, 1);
+            let answers = all(process.deliver_all()).await;
+            assert_eq!((process.runs(), told(&answers, 500), told(&answers, 200)), (2, 1, DELIVERIES - 1));
             process.ends_clean().await;
         }
         .boxed()

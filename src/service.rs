@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -22,15 +23,14 @@ use tower::{BoxError, Service};
 
 use crate::attempt::{Asked, Attempt, Lease, Run};
 use crate::body::{RequestBody, ResponseBody};
-use crate::flight::{Landing, Seat, Turn};
+use crate::flight::{Landing, Lead, Seat, Turn};
 use crate::intake::{Intake, Keyed, take_in};
-use crate::key::Keys;
 use crate::layer::IdempotencyLayer;
-use crate::ledger::Ledger;
+use crate::ledger::{Known, Ledger};
 use crate::policy::OnStoreError;
 use crate::record::Record;
 use crate::rejection::Rejection;
-use crate::store::MAX_DURATION;
+use crate::store::{MAX_DURATION, StoreError};
 use crate::telemetry::{self, Outcome, PassedThrough, Report, Timer};
 use crate::terms::Terms;
 
@@ -171,7 +171,12 @@ impl<S> Delivery<S> {
                 Turn::Full => return Ok(self.refuse(Rejection::Overloaded, report)),
             };
             let Some(ticket) = self.ledger.attempt() else {
-                return Ok(self.replay_at_most(keys, seat, report).await);
+                let known = self.ledger.known(keys).await;
+                match self.without_place(known, lead, &seat, report) {
+                    ControlFlow::Continue(goes_on) => report = goes_on,
+                    ControlFlow::Break(answer) => return Ok(answer),
+                }
+                continue;
             };
             let claim = self.terms.claim(fingerprint);
             let timer = Timer::start();
@@ -251,16 +256,36 @@ impl<S> Delivery<S> {
         }
     }
 
-    /// No attempt may start, but what has finished can still be told.
-    async fn replay_at_most<R>(self, keys: Keys, seat: Seat, report: Report) -> Response<ResponseBody<R>> {
-        if let Some((first, record)) = self.ledger.outcome(keys).await {
-            return match seat.refuses(first) {
-                true => self.refuse(Rejection::KeyReused, report),
-                false => self.replay(&record, seat.differs_from(first), report),
-            };
-        }
+    /// No attempt may start, but what has finished can still be told, and what runs elsewhere be waited for.
+    fn without_place<R>(
+        &self,
+        known: Result<Known, StoreError>,
+        lead: Lead,
+        seat: &Seat,
+        mut report: Report,
+    ) -> ControlFlow<Response<ResponseBody<R>>, Report> {
         let draining = self.ledger.is_draining();
-        self.refuse(if draining { Rejection::ShuttingDown } else { Rejection::Overloaded }, report)
+        ControlFlow::Break(match known {
+            Ok(Known::Done(first, record)) => {
+                lead.land(Landing::Done { fingerprint: first, record: Arc::clone(&record) });
+                match seat.refuses(first) {
+                    true => self.refuse(Rejection::KeyReused, report),
+                    false => self.replay(&record, seat.differs_from(first), report),
+                }
+            }
+            Ok(Known::Running) if !draining => {
+                lead.look_later();
+                return ControlFlow::Continue(report);
+            }
+            Ok(Known::Nothing | Known::Running) => {
+                self.refuse(if draining { Rejection::ShuttingDown } else { Rejection::Overloaded }, report)
+            }
+            Err(error) => {
+                report.cause(&error);
+                lead.land(if error.is_unreadable() { Landing::Unreadable } else { Landing::StoreUnavailable });
+                self.refuse(Rejection::StoreUnavailable, report)
+            }
+        })
     }
 
     fn replay<R>(&self, record: &Record, other_payload: bool, report: Report) -> Response<ResponseBody<R>> {

@@ -24,8 +24,11 @@ use tower_idempotency::{
     Attempt, IdempotencyLayer, Ledger, MemoryStore, OnStoreError, Rejection, Replay, RequestBody, caller,
 };
 
-use common::app::{Answer, App, Body, Incoming, answer, attempt, body, chunk, echoing, event, frames, order};
+use common::app::{
+    Answer, App, Body, Incoming, answer, attempt, body, chunk, deliver, echoing, event, frames, gated, order,
+};
 use common::stores::{Fault, Step, Stores};
+use common::until;
 
 fn ledger() -> Ledger {
     Ledger::new(MemoryStore::new())
@@ -771,4 +774,43 @@ async fn a_client_that_waits_leaves_its_place() {
     }
     assert_eq!(app.send(event("e")).await.body, "run 1");
     assert_eq!(running.await.unwrap().body, "run 1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_house_sends_nobody_away_who_waits_for_another_process() {
+    let stores = Stores::memory();
+    let (elsewhere, finish) = gated(&IdempotencyLayer::webhook(&stores.ledger(), header("X-Id")));
+    let first = deliver(&elsewhere, event("e"));
+    until(async || elsewhere.runs() == 1).await;
+    let ledger = stores.ledger().max_in_flight(1);
+    let (app, leave) = gated(&IdempotencyLayer::webhook(&ledger, header("X-Id")).patience(Duration::from_secs(20)));
+    let waiting: Vec<_> = (0..10).map(|_| deliver(&app, event("e"))).collect();
+    until(async || ledger.waiting() == 10).await;
+    let full = deliver(&app, event("other"));
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!((ledger.in_flight(), ledger.waiting()), (1, 10));
+    let looks = stores.calls(Step::Lookup);
+    assert!((4..=40).contains(&looks), "{looks} looks in 2 s");
+    assert_eq!(code(&app.send(event("new")).await), "overloaded");
+    finish.add_permits(1);
+    for answer in waiting {
+        assert!(answer.await.unwrap().is_replayed());
+    }
+    leave.add_permits(1);
+    assert_eq!((first.await.unwrap().status, full.await.unwrap().status), (StatusCode::OK, StatusCode::OK));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_house_with_a_silent_store_is_refused_together() {
+    let stores = Stores::memory();
+    stores.fail(Step::Lookup, Fault::Hang, u32::MAX);
+    let ledger = stores.ledger().max_in_flight(0);
+    let app = app(&IdempotencyLayer::webhook(&ledger, header("X-Id")), 200);
+    let before = Instant::now();
+    let deliveries: Vec<_> = (0..20).map(|_| deliver(&app, event("e"))).collect();
+    for answer in deliveries {
+        assert_eq!(code(&answer.await.unwrap()), "store_unavailable");
+    }
+    assert!(before.elapsed() < Duration::from_millis(300), "{:?}", before.elapsed());
+    assert_eq!(stores.calls(Step::Lookup), 1);
 }

@@ -13,6 +13,7 @@ use super::{Client, Pursued, Reply, Run};
 use crate::body::ResponseBody;
 use crate::flight::{Landing, Lead};
 use crate::kept::{IDEMPOTENCY_EXPIRES, IDEMPOTENCY_STORED, IDEMPOTENT_REPLAYED};
+use crate::ledger::Known;
 use crate::policy::Contract;
 use crate::record::Record;
 use crate::rejection::Rejection;
@@ -111,6 +112,8 @@ impl Run {
         if released.is_err() {
             release.await;
         }
+        // Whoever takes over needs a place.
+        lock(&self.ticket).give_back();
         if let Some(lead) = lead {
             lead.failed();
         }
@@ -120,10 +123,14 @@ impl Run {
     /// What to answer when another attempt has taken the place of this one.
     async fn of_the_winner<R>(&self, response: Response<ResponseBody<R>>) -> Response<ResponseBody<R>> {
         let claim = self.lease.claim();
-        let outcome = self.lease.ledger().outcome(self.lease.keys()).await;
-        let winner = outcome.filter(|(fingerprint, _)| !claim.refuse_other || *fingerprint == claim.fingerprint);
+        let winner = match self.lease.ledger().known(self.lease.keys()).await {
+            Ok(Known::Done(first, record)) => {
+                Some(record).filter(|_| !claim.refuse_other || first == claim.fingerprint)
+            }
+            Ok(Known::Nothing | Known::Running) | Err(_) => None,
+        };
         match (winner, self.terms.contract) {
-            (Some((_, record)), _) => self.terms.replay(&record).unwrap_or_else(|refusal| self.terms.refuse(refusal)),
+            (Some(record), _) => self.terms.replay(&record).unwrap_or_else(|refusal| self.terms.refuse(refusal)),
             (None, Contract::Webhook) => self.terms.refuse(Rejection::OutcomeUnknown),
             (None, Contract::Api) => unstored(response),
         }
@@ -140,6 +147,12 @@ impl Run {
             Some(lead) => lead.step_down(),
             None => {}
         }
+    }
+
+    /// Leaves the key to others, of whom one may need the place.
+    pub(super) fn give_up(&self) {
+        lock(&self.ticket).give_back();
+        self.step_down();
     }
 
     pub(super) fn step_down(&self) {

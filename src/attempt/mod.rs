@@ -44,9 +44,10 @@ pub(crate) struct Run {
     terms: Terms,
     lease: Lease,
     overdue: Instant,
+    // Dropped before the lead, since whoever takes that needs a place.
+    ticket: Mutex<Ticket>,
     /// Until the attempt has lost, is overdue, or has ended.
     lead: Mutex<Option<Lead>>,
-    ticket: Mutex<Ticket>,
     /// The task that renews the lease.
     keeper: OnceLock<AbortHandle>,
     lost: watch::Sender<bool>,
@@ -162,8 +163,14 @@ impl Run {
             Err(panic) => self.release(retention, Some(Reply::Panic(panic)), client, Executed::Panicked).await,
             Ok(Ran::Error(error)) => self.release(retention, Some(Reply::Error(error)), client, Executed::Error).await,
             // The lease is still adrift: given up without having run, it is not counted.
-            Ok(Ran::NotReady) => client.refuse(&self.terms, Rejection::InnerNotReady),
-            Ok(Ran::NeverReady(error)) => client.fail(error),
+            Ok(Ran::NotReady) => {
+                self.give_up();
+                client.refuse(&self.terms, Rejection::InnerNotReady);
+            }
+            Ok(Ran::NeverReady(error)) => {
+                self.give_up();
+                client.fail(error);
+            }
             Ok(Ran::Unkept(remember, mut response)) => {
                 if self.handle.steering().dont_keep {
                     response = unstored(response);
@@ -251,7 +258,10 @@ impl Run {
 
     /// Renews the lease until it is lost, and says so. From the time an attempt is overdue it only watches.
     async fn keep(self: Arc<Self>) {
-        if let Ended::Overdue = self.lease.keep(self.overdue).await {
+        let kept = AssertUnwindSafe(self.lease.keep(self.overdue)).catch_unwind().await;
+        // A store that panics says nothing of the claim, but nobody else is left to make way.
+        let Ok(ended) = kept else { return self.step_down() };
+        if let Ended::Overdue = ended {
             // What hangs does not keep others from running, as long as not too many do.
             if let Some(ticket) = self.lease.ledger().overdue() {
                 lock(&self.ticket).exchange(ticket);

@@ -1,6 +1,8 @@
 //! Who leads a flight: when it looks at the store, and what it tells the others.
 
+use std::future::pending;
 use std::mem;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use tokio::time::Instant;
 
 use super::{Flight, Landing, Running};
 use crate::fingerprint::Fingerprint;
+use crate::store::MAX_DURATION;
 
 /// The pauses between two looks at a key that another process runs, before jitter. The first is also the least between
 /// two looks that hints of the store bring about: a hint is followed at once, also right after a look that was due, so
@@ -32,9 +35,7 @@ pub(super) struct Course {
     pause: Duration,
     /// At once, if there is none.
     next_look: Option<Instant>,
-    /// Whether a hint has brought it forward.
-    is_hinted: bool,
-    /// From when on a hint is followed.
+    /// From when on a hint is followed: each look puts it off by the first pause, and one of them may come before its time.
     next_hinted: Option<Instant>,
     /// The store's next hint. It stays from one look to the next, so that nothing that happens during a look is missed and
     /// the store has one watcher per key, not one after the other.
@@ -51,14 +52,23 @@ impl Lead {
 
     /// Another process runs the key. Whoever leads next looks again, later and later, but not long after the lease ends.
     pub(crate) fn running_elsewhere(mut self, fingerprint: Option<Fingerprint>, lease_left: Duration) {
-        let pause = self.course.pause.mul_f64(rand::random_range(1.0..1.5)).min(lease_left + FIRST_PAUSE);
+        let lease_left = lease_left.min(MAX_DURATION);
+        self.put_off(lease_left + FIRST_PAUSE);
+        self.flight.runs(Some(Running { fingerprint, lease_until: Some(Instant::now() + lease_left) }));
+    }
+
+    /// Another process runs the key, and until when is not known.
+    pub(crate) fn look_later(mut self) {
+        self.put_off(MAX_DURATION);
+    }
+
+    fn put_off(&mut self, at_most: Duration) {
+        let course = &mut self.course;
         let now = Instant::now();
-        self.course.next_look = Some(now + pause);
-        if mem::take(&mut self.course.is_hinted) {
-            self.course.next_hinted = Some(now + FIRST_PAUSE);
-        }
-        self.course.pause = (self.course.pause * 2).min(LAST_PAUSE);
-        self.flight.runs(Some(Running { fingerprint, lease_until: Some(now + lease_left) }));
+        course.next_look = Some(now + course.pause.mul_f64(rand::random_range(1.0..1.5)).min(at_most));
+        course.pause = (course.pause * 2).min(LAST_PAUSE);
+        let from = course.next_hinted.max(now.checked_sub(FIRST_PAUSE));
+        course.next_hinted = Some(from.map_or(now, |from| from + FIRST_PAUSE));
     }
 
     /// Lets those who wait compare their payload with that of the attempt.
@@ -78,7 +88,8 @@ impl Lead {
     }
 
     /// Tells all who wait. Who comes later asks the store.
-    pub(crate) fn land(self, landing: Landing) {
+    pub(crate) fn land(mut self, landing: Landing) {
+        self.course.hint = None;
         self.flight.land(landing);
     }
 
@@ -95,18 +106,14 @@ impl Lead {
     /// Waits for a hint of the store and brings the next look forward. Dropped halfway, it loses nothing.
     pub(super) async fn hinted(&mut self) {
         let course = &mut self.course;
-        if course.is_hinted || course.next_hinted >= course.next_look {
-            return std::future::pending().await;
+        if course.next_hinted >= course.next_look {
+            return pending().await;
         }
         course.hint.get_or_insert_with(|| next_hint(&self.flight)).await;
         // Waits for the next one before anybody looks.
         let mut next = next_hint(&self.flight);
         course.hint = (&mut next).now_or_never().is_none().then_some(next);
-        let look = course.next_hinted.max(Some(Instant::now()));
-        if look < course.next_look {
-            course.next_look = look;
-            course.is_hinted = true;
-        }
+        course.next_look = course.next_look.min(course.next_hinted.max(Some(Instant::now())));
     }
 }
 
@@ -119,13 +126,20 @@ impl Drop for Lead {
 /// The next change of the key that the store tells of.
 fn next_hint(flight: &Flight) -> BoxFuture<'static, ()> {
     let (ledger, key) = (flight.ledger.clone(), flight.key);
-    async move { ledger.store().changed(&key).await }.boxed()
+    let changed = async move { ledger.store().changed(&key).await };
+    // Nothing depends on a hint, so neither does anything on one that panics.
+    async move {
+        if AssertUnwindSafe(changed).catch_unwind().await.is_err() {
+            pending().await
+        }
+    }
+    .boxed()
 }
 
 // === impl Course ===
 
 impl Default for Course {
     fn default() -> Self {
-        Self { failures: 0, pause: FIRST_PAUSE, next_look: None, is_hinted: false, next_hinted: None, hint: None }
+        Self { failures: 0, pause: FIRST_PAUSE, next_look: None, next_hinted: None, hint: None }
     }
 }

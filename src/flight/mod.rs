@@ -4,6 +4,8 @@
 //! the store, and its attempt keeps the lead while it runs. The others wait for what comes of it, or for the lead.
 
 mod lead;
+#[cfg(all(test, shuttle))]
+mod races;
 mod seat;
 
 use std::collections::{BTreeMap, HashMap};
@@ -40,10 +42,10 @@ struct State {
     course: Option<Course>,
     /// What is known of the attempt that runs.
     running: Option<Running>,
-    /// How many wait.
+    /// How many wait, until it lands.
     waiting: usize,
-    /// Those of them who have looked and are to be woken, the first to come first. If the lead is free, those who are not among
-    /// them are about to look.
+    /// Those of them who have looked and are to be woken, the first to come first. If there are any and the lead is free, somebody
+    /// else who waits is about to look.
     asleep: BTreeMap<u64, Waker>,
     next_place: u64,
 }

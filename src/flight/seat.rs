@@ -16,7 +16,7 @@ use crate::telemetry::Report;
 
 /// One request's place in a flight.
 pub(crate) struct Seat {
-    flight: Arc<Flight>,
+    pub(super) flight: Arc<Flight>,
     waiting: Option<Waiting>,
     fingerprint: Option<Fingerprint>,
     refuse_other: bool,
@@ -92,7 +92,7 @@ impl Seat {
         if let Some(landing) = self.flight.landed.get() {
             return Some(self.told(landing));
         }
-        // A waker is dropped after the lock is left: what goes with it may look here, too.
+        // The waker of an earlier look is dropped after the lock is left: what goes with it may look here, too.
         let _before;
         let mut state = lock(&self.flight.state);
         if let Some(landing) = self.flight.landed.get() {
@@ -121,7 +121,7 @@ impl Seat {
     fn wait(&mut self, report: &mut Report) -> bool {
         if self.waiting.is_none() {
             let ticket = self.flight.ledger.wait_ticket();
-            self.waiting = ticket.zip(self.flight.place()).map(|(_ticket, place)| Waiting { place, _ticket });
+            self.waiting = ticket.and_then(|_ticket| Some(Waiting { place: self.flight.place()?, _ticket }));
             if self.waiting.is_some() {
                 report.waits();
             }

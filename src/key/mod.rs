@@ -139,7 +139,7 @@ pub fn metadata(name: &str) -> KeySource {
 ///   (empty, 0, `false`) is missing, since a client need not send it. Two different values are malformed. A repeated field
 ///   is no key.
 /// - In a gRPC call the body is one message behind its prefix of 5 bytes; any other body is the message itself, unless it is
-///   declared as JSON. What is neither is malformed. [`json`] finds nothing in a gRPC call, so that a rule may have both.
+///   declared as JSON. What is neither is malformed. [`json()`] finds nothing in a gRPC call, so that a rule may have both.
 /// - A compressed message is read where the feature `gzip` is on and it is gzip; any other has no key. One that has more than
 ///   [`max_request_body`](crate::IdempotencyLayer::max_request_body) when it is unpacked is [over the
 ///   limit](crate::IdempotencyLayer::over_limit).

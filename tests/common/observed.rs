@@ -17,6 +17,8 @@ pub struct Observed<S> {
     blind: bool,
     /// It hints all the time.
     restless: bool,
+    /// It does not know how long a lease still lasts.
+    vague: bool,
 }
 
 #[derive(Default)]
@@ -47,7 +49,7 @@ pub fn assert_paced(looks: &[u64]) {
 
 impl<S> Observed<S> {
     pub fn new(inner: S) -> Self {
-        Self { inner, seen: Arc::default(), blind: false, restless: false }
+        Self { inner, seen: Arc::default(), blind: false, restless: false, vague: false }
     }
 
     /// Who polls it learns nothing: whoever is told something was woken.
@@ -57,6 +59,10 @@ impl<S> Observed<S> {
 
     pub fn restless(inner: S) -> Self {
         Self { restless: true, ..Self::new(inner) }
+    }
+
+    pub fn vague(self) -> Self {
+        Self { vague: true, ..self }
     }
 
     pub fn looks(&self) -> Vec<u64> {
@@ -83,6 +89,9 @@ impl<S: Store> Store for Observed<S> {
             return Ok(claimed.clone());
         }
         let claimed = self.inner.claim(key, claim).await?;
+        if let (Claimed::Running { fingerprint, .. }, true) = (&claimed, self.vague) {
+            return Ok(Claimed::Running { fingerprint: *fingerprint, lease_left: Duration::ZERO });
+        }
         if let Claimed::Running { fingerprint, .. } = claimed {
             let running = Claimed::Running { fingerprint, lease_left: Duration::from_secs(60) };
             *self.seen.before.lock().unwrap() = Some((hints, running));

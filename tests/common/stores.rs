@@ -34,6 +34,7 @@ enum Kind {
 pub enum Step {
     Claim,
     Complete,
+    Lookup,
     Release,
     Renew,
 }
@@ -145,7 +146,7 @@ impl Store for TestStore {
     }
 
     async fn lookup(&self, key: &Key) -> Result<Option<Entry>, StoreError> {
-        delegate!(self, lookup(key))
+        self.with(Step::Lookup, async { delegate!(self, lookup(key)) }).await
     }
 
     async fn forget(&self, key: &Key, force: bool) -> Result<Forgotten, StoreError> {
