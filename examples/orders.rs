@@ -4,8 +4,9 @@
 //! cargo run --example orders
 //! ```
 //!
-//! Settings, from the environment: `ADDR` (`127.0.0.1:3000`), `REDIS_URL` (unset: the store is in memory), and `LEASE_MS`,
-//! `RETENTION_MS` and `PATIENCE_MS`, which override the defaults of all routes.
+//! Settings, from the environment: `ADDR` (`127.0.0.1:3000`), `REDIS_URL` or `DATABASE_URL` (both unset: the store is in memory), and
+//! `LEASE_MS`, `RETENTION_MS` and `PATIENCE_MS`, which override the defaults of all routes. `DATABASE_URL` is
+//! `sqlite://shop.db`, a file that needs no server, or `postgres://…`.
 //!
 //! To rehearse trouble, the three POST routes take query parameters: `delay_ms` sleeps before the effect, `after_ms` after
 //! it, and `fail=500` or `fail=panic` fails the first run for a key before its effect, or the first `times` runs.
@@ -26,11 +27,14 @@ use axum::serve::ListenerExt as _;
 use axum::{Extension, Json, Router};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
+use sqlx::postgres::PgPool;
 use tokio::net::TcpListener;
 use tokio::time::{interval, sleep};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_idempotency::store::{MAX_DURATION, MIN_DURATION};
-use tower_idempotency::{Attempt, IdempotencyLayer, Ledger, MemoryStore, RedisStore, caller, key};
+use tower_idempotency::{
+    Attempt, IdempotencyLayer, Ledger, MemoryStore, PostgresStore, RedisStore, SqliteStore, caller, key,
+};
 
 const INITIAL_STOCK: i64 = 1000;
 
@@ -100,10 +104,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tokio::spawn(keep_up(metrics.clone()));
 
     // One store, one ledger, and on it a layer for each rule.
-    let (ledger, store) = match env::var("REDIS_URL").unwrap_or_default().as_str() {
-        "" => (Ledger::new(MemoryStore::new()), "memory"),
-        url => (Ledger::new(RedisStore::new(url)?), "Redis"),
-    };
+    let (ledger, store) = open_store().await?;
     let orders = IdempotencyLayer::api(&ledger, caller::authorization()).require_key();
     let shop = IdempotencyLayer::webhook(&ledger, key::header("X-Idempotency-Key").or(key::json("$.event_id")));
     // Postmark delivers, opens and clicks one message, for each of its recipients.
@@ -135,6 +136,24 @@ async fn main() -> Result<(), Box<dyn Error>> {
     axum::serve(listener, app).with_graceful_shutdown(asked_to_stop()).await?;
     ledger.drain(Duration::from_secs(10)).await?;
     Ok(())
+}
+
+/// A store as it is configured, with its name.
+async fn open_store() -> Result<(Ledger, &'static str), Box<dyn Error>> {
+    let set = |name| env::var(name).ok().filter(|url| !url.is_empty());
+    Ok(match (set("REDIS_URL"), set("DATABASE_URL")) {
+        (Some(_), Some(_)) => return Err("REDIS_URL and DATABASE_URL: which?".into()),
+        (Some(url), None) => (Ledger::new(RedisStore::new(&url)?), "Redis"),
+        (None, Some(url)) => match url.strip_prefix("sqlite://") {
+            Some(path) => (Ledger::new(SqliteStore::open(path).await?), "SQLite"),
+            None => {
+                let store = PostgresStore::new(PgPool::connect(&url).await?);
+                store.migrate().await?;
+                (Ledger::new(store), "PostgreSQL")
+            }
+        },
+        (None, None) => (Ledger::new(MemoryStore::new()), "memory"),
+    })
 }
 
 /// `POST /orders`: a client of the shop's API.

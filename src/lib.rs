@@ -64,6 +64,8 @@
 //! |---|---|---|---|---|
 //! | [`MemoryStore`] | runs again | – | with its process | each for itself |
 //! | `RedisStore` | runs again | may run again | may run again | safe |
+//! | `PostgresStore` | runs again | may run again | may run again | safe |
+//! | `SqliteStore` | runs again | may run again | may run again | safe, on one machine |
 //!
 //! The remedy is a row in the transaction that makes the effect, with [`Attempt::key`] as its primary key. A handler that
 //! finds the row calls [`Attempt::already_applied`].
@@ -94,6 +96,7 @@
 //! # Feature flags
 //!
 //! - `redis`: `RedisStore`, for services of more than one process.
+//! - `postgres`, `sqlite`: `PostgresStore` and `SqliteStore`, for services without Redis. They need Rust 1.94.
 //! - `gzip`: [`key::protobuf`] reads compressed messages of gRPC.
 //! - `metrics`: counters, durations and gauges for the recorder of the crate `metrics`. The [`telemetry`] page has them all.
 //! - `conformance`: `store::conformance`, the suite for authors of stores.
@@ -139,8 +142,12 @@ pub use self::policy::{OnBadKey, OnOtherPayload, OnStoreError, OverLimit, Replay
 pub use self::rejection::Rejection;
 pub use self::service::{Idempotency, ResponseFuture};
 pub use self::store::memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use self::store::postgres::PostgresStore;
 #[cfg(feature = "redis")]
 pub use self::store::redis::RedisStore;
+#[cfg(feature = "sqlite")]
+pub use self::store::sqlite::SqliteStore;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

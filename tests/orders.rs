@@ -21,7 +21,9 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use common::metrics::Metrics;
+use common::postgres::PostgresServer;
 use common::redis::RedisServer;
+use common::scratch::Scratch;
 use common::until;
 
 /// A shop that is open, closed the hard way when dropped.
@@ -41,7 +43,11 @@ struct Answer {
 impl Shop {
     async fn open(settings: &[(&str, &str)]) -> Self {
         let mut command = Command::from(common::mortal(binary().to_str().unwrap()));
-        command.env("ADDR", "127.0.0.1:0").env_remove("REDIS_URL").envs(settings.iter().copied());
+        command
+            .env("ADDR", "127.0.0.1:0")
+            .env_remove("REDIS_URL")
+            .env_remove("DATABASE_URL")
+            .envs(settings.iter().copied());
         let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("the example, built");
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let greeting = timeout(Duration::from_secs(20), lines.next_line()).await.unwrap().unwrap().unwrap();
@@ -168,8 +174,27 @@ async fn a_handler_that_fails_twice_makes_one_order_in_three_runs() {
 #[tokio::test]
 async fn two_processes_on_one_redis_make_one_order_per_key() {
     let redis = RedisServer::start();
-    let settings = [("REDIS_URL", redis.url()), ("PATIENCE_MS", "20000".to_owned())];
-    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    two_processes_make_one_order_per_key("REDIS_URL", &redis.url()).await;
+}
+
+#[tokio::test]
+async fn two_processes_on_one_postgres_make_one_order_per_key() {
+    let server = PostgresServer::shared();
+    server.pool().await;
+    two_processes_make_one_order_per_key("DATABASE_URL", &server.url()).await;
+}
+
+#[tokio::test]
+async fn two_processes_on_one_file_make_one_order_per_key_and_it_is_there_for_the_next() {
+    let dir = Scratch::new();
+    let url = format!("sqlite://{}", dir.path().join("shop.db").display());
+    two_processes_make_one_order_per_key("DATABASE_URL", &url).await;
+    let next = Shop::open(&[("DATABASE_URL", &url)]).await;
+    assert_eq!(next.event("/webhooks/shop", "e-0").await.headers["idempotent-replayed"], "true");
+}
+
+async fn two_processes_make_one_order_per_key(name: &str, url: &str) {
+    let settings = [(name, url), ("PATIENCE_MS", "20000")];
     let shops = [Shop::open(&settings).await, Shop::open(&settings).await];
     let posts = (0..200).map(|n| {
         let shop = &shops[n % 2];

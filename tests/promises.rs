@@ -41,6 +41,20 @@ macro_rules! promises {
                 super::$name(super::Stores::redis()).await;
             })+
         }
+
+        mod postgres {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(super::Stores::postgres().await).await;
+            })+
+        }
+
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(super::Stores::sqlite().await).await;
+            })+
+        }
     };
 }
 

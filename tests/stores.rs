@@ -16,3 +16,23 @@ mod redis {
         (server.store(), server)
     });
 }
+
+mod postgres {
+    use crate::common::postgres::PostgresServer;
+
+    tower_idempotency::store_conformance!(#[tokio::test], async {
+        let server = PostgresServer::shared();
+        (server.store().await, server)
+    });
+}
+
+mod sqlite {
+    use tower_idempotency::SqliteStore;
+
+    use crate::common::scratch::Scratch;
+
+    tower_idempotency::store_conformance!(#[tokio::test], async {
+        let dir = Scratch::new();
+        (SqliteStore::open(dir.path().join("store.db")).await.unwrap(), dir)
+    });
+}

@@ -13,6 +13,15 @@ pub(crate) mod erased;
 pub mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod sql;
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub use self::sql::InvalidTable;
+#[cfg(feature = "postgres")]
+pub use self::sql::postgres;
+#[cfg(feature = "sqlite")]
+pub use self::sql::sqlite;
 
 use std::fmt;
 use std::future::Future;

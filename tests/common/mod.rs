@@ -8,6 +8,7 @@ pub mod browser;
 pub mod cluster;
 pub mod metrics;
 pub mod observed;
+pub mod postgres;
 pub mod proxy;
 pub mod redis;
 pub mod scratch;

@@ -6,15 +6,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use tower_idempotency::key::Key;
 use tower_idempotency::store::{Claim, Claimed, Entry, Forgotten, Hold, Store, StoreError};
-use tower_idempotency::{Ledger, MemoryStore, RedisStore};
+use tower_idempotency::{Ledger, MemoryStore, PostgresStore, RedisStore, SqliteStore};
 
+use super::postgres::PostgresServer;
 use super::redis::RedisServer;
+use super::scratch::Scratch;
 
 /// One store, seen by several processes.
 pub struct Stores {
     store: Kind,
     faults: Faults,
     pub server: Option<RedisServer>,
+    _postgres: Option<Arc<PostgresServer>>,
+    _sqlite: Option<Scratch>,
 }
 
 /// What a process holds of it: the real store, with what goes wrong on the way there and back.
@@ -27,7 +31,9 @@ pub struct TestStore {
 #[derive(Clone)]
 enum Kind {
     Memory(MemoryStore),
+    Postgres(PostgresStore),
     Redis(RedisStore),
+    Sqlite(SqliteStore),
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -59,12 +65,28 @@ struct Plan {
 
 impl Stores {
     pub fn memory() -> Self {
-        Self { store: Kind::Memory(MemoryStore::new()), faults: Faults::default(), server: None }
+        Self::on(Kind::Memory(MemoryStore::new()))
     }
 
     pub fn redis() -> Self {
         let server = RedisServer::start();
-        Self { store: Kind::Redis(server.store()), faults: Faults::default(), server: Some(server) }
+        let store = Kind::Redis(server.store());
+        Self { server: Some(server), ..Self::on(store) }
+    }
+
+    pub async fn postgres() -> Self {
+        let server = PostgresServer::shared();
+        Self { _postgres: Some(Arc::clone(&server)), ..Self::on(Kind::Postgres(server.store().await)) }
+    }
+
+    pub async fn sqlite() -> Self {
+        let dir = Scratch::new();
+        let store = SqliteStore::open(dir.path().join("store.db")).await.expect("a file");
+        Self { _sqlite: Some(dir), ..Self::on(Kind::Sqlite(store)) }
+    }
+
+    fn on(store: Kind) -> Self {
+        Self { store, faults: Faults::default(), server: None, _postgres: None, _sqlite: None }
     }
 
     /// The store as one more process sees it, with a connection of its own.
@@ -123,7 +145,9 @@ macro_rules! delegate {
     ($self:ident, $method:ident($($arg:expr),*)) => {
         match &$self.inner {
             Kind::Memory(store) => store.$method($($arg),*).await,
+            Kind::Postgres(store) => store.$method($($arg),*).await,
             Kind::Redis(store) => store.$method($($arg),*).await,
+            Kind::Sqlite(store) => store.$method($($arg),*).await,
         }
     };
 }
@@ -156,7 +180,9 @@ impl Store for TestStore {
     fn failure_domain(&self, key: &Key) -> u16 {
         match &self.inner {
             Kind::Memory(store) => store.failure_domain(key),
+            Kind::Postgres(store) => store.failure_domain(key),
             Kind::Redis(store) => store.failure_domain(key),
+            Kind::Sqlite(store) => store.failure_domain(key),
         }
     }
 

@@ -1,0 +1,129 @@
+//! Claims and outcomes in PostgreSQL, for services that have it and no Redis.
+//!
+//! Each step is one statement in a transaction of its own. The time is that of the server's clock, so processes need not agree
+//! on theirs. What is acknowledged lasts as the server's `synchronous_commit` says.
+//!
+//! While a duplicate waits for another process it looks every 50 to 375 ms. A first delivery costs two statements, a
+//! duplicate one.
+//!
+//! The table is made by [`migrate`](PostgresStore::migrate), or by whatever manages your schema from what
+//! [`schema`](PostgresStore::schema) says. Expired rows are removed in the background, 256 after each 64 new keys.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sqlx::AssertSqlSafe;
+use sqlx::postgres::PgPool;
+
+use super::statements::{Dialect, Statements, Step};
+use super::{Database, InvalidTable, Parameter, Row, Sweeper, steps, table_name};
+use crate::key::Key;
+use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, Store, StoreError};
+
+const DIALECT: Dialect =
+    Dialect { now: "(extract(epoch FROM clock_timestamp()) * 1000)::bigint", writes_in_with: true };
+
+/// A store in a table of PostgreSQL 12 or later. Cheap to clone; clones are one store.
+///
+/// ```no_run
+/// # async fn connect() -> Result<(), Box<dyn std::error::Error>> {
+/// use sqlx::postgres::PgPool;
+/// use tower_idempotency::{Ledger, PostgresStore};
+///
+/// let store = PostgresStore::new(PgPool::connect("postgres://localhost/shop").await?);
+/// store.migrate().await?;
+/// let ledger = Ledger::new(store);
+/// # let _ = ledger;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct PostgresStore {
+    pool: PgPool,
+    table: Arc<str>,
+    statements: Arc<Statements>,
+    sweeper: Arc<Sweeper>,
+}
+
+impl PostgresStore {
+    /// A store in the table `idempotency`, on connections of `pool`.
+    ///
+    /// Every running attempt and every duplicate needs a connection for the moment of a step. How long one waits for it is
+    /// bounded by [`Ledger::store_timeout`](crate::Ledger::store_timeout).
+    #[must_use]
+    pub fn new(pool: PgPool) -> Self {
+        Self::in_table(pool, "idempotency".to_owned())
+    }
+
+    /// The same in another table, `table` or `schema.table`.
+    ///
+    /// # Errors
+    ///
+    /// If a name has other characters than ASCII letters, digits and `_`, begins with a digit, or is longer than 63.
+    pub fn table(self, name: &str) -> Result<Self, InvalidTable> {
+        Ok(Self::in_table(self.pool, table_name(name)?))
+    }
+
+    fn in_table(pool: PgPool, table: String) -> Self {
+        let statements = Arc::new(Statements::of(&table, DIALECT));
+        Self { pool, table: table.into(), statements, sweeper: Arc::default() }
+    }
+
+    /// The name of its table.
+    #[must_use]
+    pub fn table_name(&self) -> &str {
+        &self.table
+    }
+
+    /// What makes the table, as SQL. It can be run again where it is there.
+    #[must_use]
+    pub fn schema(&self) -> String {
+        include_str!("postgres.sql").replace("{table}", &self.table).replace("{name}", &self.table.replace('.', "_"))
+    }
+
+    /// Makes the table if it is not there. Several processes may do so at once.
+    ///
+    /// # Errors
+    ///
+    /// If the server cannot be reached or does not let the user make tables.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        // `IF NOT EXISTS` alone fails for one of two who do it at once.
+        let locked = format!("SELECT pg_advisory_xact_lock(hashtext('{}'));", self.table);
+        let mut transaction = self.pool.begin().await.map_err(super::failed)?;
+        for sql in [locked, self.schema()] {
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await.map_err(super::failed)?;
+        }
+        transaction.commit().await.map_err(super::failed)
+    }
+
+    /// Removes rows that have expired, up to `rows` of them, and says how many there were. For operators: the store does so
+    /// by itself.
+    ///
+    /// # Errors
+    ///
+    /// If the server does not answer.
+    pub async fn sweep(&self, rows: u32) -> Result<u64, StoreError> {
+        let sweep = sqlx::query(AssertSqlSafe(self.statements.sweep.clone())).bind(i64::from(rows));
+        Ok(sweep.execute(&self.pool).await.map_err(super::failed)?.rows_affected())
+    }
+}
+
+impl Database for PostgresStore {
+    fn statements(&self) -> &Statements {
+        &self.statements
+    }
+
+    async fn send(&self, step: &Step, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
+        super::sent(&self.pool, step, parameters).await
+    }
+
+    fn sweep_now_and_then(&self) {
+        self.sweeper.run_now_and_then(|| {
+            let store = self.clone();
+            async move { store.sweep(super::SWEEP).await }
+        });
+    }
+}
+
+super::store_by_steps!(PostgresStore);

@@ -1,0 +1,145 @@
+//! Claims and outcomes in a file, for services of one machine: durable without a server.
+//!
+//! Several processes may share the file, as long as they are on one machine: SQLite's locks do not hold on network file systems. One
+//! writes at a time, and the others wait for it.
+//!
+//! [`open`](SqliteStore::open) has the file written ahead (WAL) and synchronised at each commit, so that what is acknowledged outlives the
+//! process and the machine. While a duplicate waits for another process it looks every 50 to 375 ms.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sqlx::AssertSqlSafe;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+
+use super::statements::{Dialect, Statements, Step};
+use super::{Database, InvalidTable, Parameter, Row, Sweeper, steps, table_name};
+use crate::key::Key;
+use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, Store, StoreError};
+
+const DIALECT: Dialect =
+    Dialect { now: "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)", writes_in_with: false };
+
+/// How long a process waits for another that writes. Less than the default of
+/// [`Ledger::store_timeout`](crate::Ledger::store_timeout), so that it is refused and not given up.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// A store in a table of SQLite 3.39 or later. Cheap to clone; clones are one store.
+///
+/// ```no_run
+/// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_idempotency::{Ledger, SqliteStore};
+///
+/// let store = SqliteStore::open("idempotency.db").await?;
+/// let ledger = Ledger::new(store);
+/// # let _ = ledger;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct SqliteStore {
+    pool: SqlitePool,
+    table: Arc<str>,
+    statements: Arc<Statements>,
+    sweeper: Arc<Sweeper>,
+}
+
+impl SqliteStore {
+    /// Opens a file, or makes it, with its table `idempotency`.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be opened, or is none of SQLite's.
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT);
+        // One writes at a time, anyway, and a queue in the process is fairer than the lock of a file.
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.map_err(super::failed)?;
+        let store = Self::new(pool);
+        store.migrate().await?;
+        Ok(store)
+    }
+
+    /// A store in the table `idempotency`, on connections of `pool`, for whoever has one. They need a busy timeout, and should
+    /// write ahead.
+    #[must_use]
+    pub fn new(pool: SqlitePool) -> Self {
+        Self::in_table(pool, "idempotency".to_owned())
+    }
+
+    /// The same in another table, or in one of an attached database: `table` or `database.table`.
+    ///
+    /// # Errors
+    ///
+    /// If a name has other characters than ASCII letters, digits and `_`, begins with a digit, or is longer than 63.
+    pub fn table(self, name: &str) -> Result<Self, InvalidTable> {
+        Ok(Self::in_table(self.pool, table_name(name)?))
+    }
+
+    fn in_table(pool: SqlitePool, table: String) -> Self {
+        let statements = Arc::new(Statements::of(&table, DIALECT));
+        Self { pool, table: table.into(), statements, sweeper: Arc::default() }
+    }
+
+    /// The name of its table.
+    #[must_use]
+    pub fn table_name(&self) -> &str {
+        &self.table
+    }
+
+    /// What makes the table, as SQL. It can be run again where it is there.
+    #[must_use]
+    pub fn schema(&self) -> String {
+        // An index is named with its database, and names its table without.
+        let (database, table) =
+            self.table.split_once('.').map_or(("", &*self.table), |(database, table)| (database, table));
+        let index = if database.is_empty() { String::new() } else { format!("{database}.") };
+        let index = format!("{index}{table}_expires_at");
+        include_str!("sqlite.sql").replace("{table}", &self.table).replace("{index}", &index).replace("{bare}", table)
+    }
+
+    /// Makes the table if it is not there. Several processes may do so at once.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be written.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        sqlx::raw_sql(AssertSqlSafe(self.schema())).execute(&self.pool).await.map(drop).map_err(super::failed)
+    }
+
+    /// Removes rows that have expired, up to `rows` of them, and says how many there were. For operators: the store does so
+    /// by itself.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be written.
+    pub async fn sweep(&self, rows: u32) -> Result<u64, StoreError> {
+        let sweep = sqlx::query(AssertSqlSafe(self.statements.sweep.clone())).bind(i64::from(rows));
+        Ok(sweep.execute(&self.pool).await.map_err(super::failed)?.rows_affected())
+    }
+}
+
+impl Database for SqliteStore {
+    fn statements(&self) -> &Statements {
+        &self.statements
+    }
+
+    async fn send(&self, step: &Step, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
+        super::sent(&self.pool, step, parameters).await
+    }
+
+    fn sweep_now_and_then(&self) {
+        self.sweeper.run_now_and_then(|| {
+            let store = self.clone();
+            async move { store.sweep(super::SWEEP).await }
+        });
+    }
+}
+
+super::store_by_steps!(SqliteStore);

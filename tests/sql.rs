@@ -1,0 +1,270 @@
+//! The stores in databases: what is theirs alone. That they keep the promises of all stores is tried in `stores.rs` and
+//! `promises.rs`.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test panics where it fails")]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
+use tokio::time::{Instant, sleep, timeout};
+use tower_idempotency::key::{Key, header};
+use tower_idempotency::store::{Claim, Claimed, Hold, State, Store};
+use tower_idempotency::{IdempotencyLayer, Ledger, PostgresStore, SqliteStore};
+
+use common::app::{App, answer, event};
+use common::postgres::PostgresServer;
+use common::scratch::Scratch;
+use common::until;
+
+const LONG: Duration = Duration::from_secs(60);
+const BLINK: Duration = Duration::from_millis(1);
+
+fn key() -> Key {
+    Key::from(rand::random::<[u8; 24]>())
+}
+
+async fn file() -> (SqliteStore, Scratch) {
+    let dir = Scratch::new();
+    (SqliteStore::open(dir.path().join("store.db")).await.unwrap(), dir)
+}
+
+async fn acquire(store: &impl Store, key: &Key, claim: Claim) -> Claim {
+    let mut claim = claim;
+    let Claimed::Acquired { attempt } = store.claim(key, &claim).await.unwrap() else { panic!("not acquired") };
+    claim.attempt = attempt;
+    claim
+}
+
+/// A hundred deliveries of one event at once, to three processes with a store each.
+async fn one_of_a_hundred_runs<S: Store>(stores: [S; 3]) {
+    let apps = stores.map(|store| {
+        let layer =
+            IdempotencyLayer::webhook(&Ledger::new(store).store_timeout(Duration::from_secs(5)), header("X-Id"));
+        App::new(&layer.patience(LONG), |_, _| async {
+            sleep(Duration::from_millis(50)).await;
+            answer(200, format!("run {}", rand::random::<u64>()))
+        })
+    });
+    let answers = join_all((0..100).map(|number| apps[number % 3].send(event("e")))).await;
+    assert_eq!(apps.iter().map(App::runs).sum::<u32>(), 1);
+    assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == answers[0].body), "{answers:?}");
+}
+
+#[tokio::test]
+async fn one_of_a_hundred_deliveries_to_three_processes_runs_on_postgres() {
+    let server = PostgresServer::shared();
+    let store = server.store().await;
+    let other = || async { PostgresStore::new(server.pool().await).table(store.table_name()).unwrap() };
+    one_of_a_hundred_runs([store.clone(), other().await, other().await]).await;
+}
+
+#[tokio::test]
+async fn one_of_a_hundred_deliveries_to_three_processes_runs_on_sqlite() {
+    let (store, dir) = file().await;
+    let other = || SqliteStore::open(dir.path().join("store.db"));
+    one_of_a_hundred_runs([store, other().await.unwrap(), other().await.unwrap()]).await;
+}
+
+/// Whoever has set it for all of a database's transactions has set it for these.
+#[tokio::test]
+async fn races_are_decided_at_every_level_of_isolation() {
+    let server = PostgresServer::shared();
+    let made = server.store().await;
+    for level in ["read committed", "repeatable read", "serializable"] {
+        let options = server.url().parse::<sqlx::postgres::PgConnectOptions>().unwrap();
+        let options = options.options([("default_transaction_isolation", level)]);
+        let pool = PgPoolOptions::new().max_connections(16).connect_with(options).await.unwrap();
+        let store = PostgresStore::new(pool).table(made.table_name()).unwrap();
+        for _ in 0..8 {
+            let key = key();
+            let crashed = acquire(&store, &key, Claim::new(BLINK, LONG)).await;
+            sleep(BLINK * 5).await;
+            let claims: Vec<Claim> = (0..16).map(|_| Claim::new(LONG, LONG)).collect();
+            let claimed = join_all(claims.iter().map(|claim| store.claim(&key, claim))).await;
+            let acquired = claimed.iter().filter(|claimed| matches!(claimed, Ok(Claimed::Acquired { attempt: 2 })));
+            assert_eq!(acquired.count(), 1, "{level}: {claimed:?}");
+            let refused = |error: &tower_idempotency::store::StoreError| error.is_definite();
+            assert!(claimed.iter().filter_map(|claimed| claimed.as_ref().err()).all(refused), "{level}: {claimed:?}");
+            assert_eq!(store.renew(&key, &crashed).await.unwrap(), Hold::Lost);
+        }
+    }
+}
+
+/// As where an operator looks at it in a transaction and goes to lunch.
+#[tokio::test]
+async fn a_row_that_is_locked_holds_up_its_own_event_alone() {
+    let server = PostgresServer::shared();
+    let store = server.store().await;
+    let ledger = Ledger::new(store.clone());
+    let layer = IdempotencyLayer::webhook(&ledger, header("X-Id"));
+    let app = App::new(&layer, |_, _| async { answer(200, "done") });
+    app.send(event("locked")).await;
+    let mut operator = PgConnection::connect(&server.url()).await.unwrap();
+    let mut transaction = operator.begin().await.unwrap();
+    let lock = format!("SELECT * FROM {} FOR UPDATE", store.table_name());
+    sqlx::query(AssertSqlSafe(lock)).fetch_all(&mut *transaction).await.unwrap();
+    for number in 0..6 {
+        let before = Instant::now();
+        assert_eq!(app.send(event("locked")).await.code().as_deref(), Some("store_unavailable"));
+        assert!(before.elapsed() < Duration::from_secs(1));
+        assert_eq!(app.send(event(&format!("free {number}"))).await.status, 200);
+    }
+    transaction.rollback().await.unwrap();
+    until(async || app.send(event("locked")).await.is_replayed()).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_down_is_a_refusal_and_one_that_is_back_goes_on() {
+    let mut server = PostgresServer::start();
+    let store = server.store().await;
+    let app =
+        App::new(&IdempotencyLayer::webhook(&Ledger::new(store), header("X-Id")), |_, _| async { answer(200, "done") });
+    assert_eq!(app.send(event("a")).await.status, 200);
+    server.stop();
+    for _ in 0..5 {
+        let before = Instant::now();
+        assert_eq!(app.send(event("b")).await.code().as_deref(), Some("store_unavailable"));
+        assert!(before.elapsed() < Duration::from_secs(1), "{:?}", before.elapsed());
+    }
+    server.start_again();
+    until(async || app.send(event("b")).await.status == 200).await;
+    assert!(app.send(event("a")).await.is_replayed());
+    assert_eq!(app.runs(), 2);
+}
+
+/// A call that is given up halfway leaves a connection that another can use.
+#[tokio::test]
+async fn calls_that_are_given_up_spoil_nothing() {
+    let server = PostgresServer::shared();
+    let made = server.store().await;
+    let pool = PgPoolOptions::new().max_connections(2).connect(&server.url()).await.unwrap();
+    let store = PostgresStore::new(pool).table(made.table_name()).unwrap();
+    for round in 0..200 {
+        let claim = Claim::new(LONG, LONG);
+        let _ = timeout(Duration::from_micros(rand::random_range(0..2000)), store.claim(&key(), &claim)).await;
+        if round % 20 == 0 {
+            acquire(&store, &key(), Claim::new(LONG, LONG)).await;
+        }
+    }
+    let key = key();
+    let claim = acquire(&store, &key, Claim::new(LONG, LONG)).await;
+    assert_eq!(store.complete(&key, &claim, "record".into()).await.unwrap(), Hold::Held);
+    assert_eq!(store.lookup(&key).await.unwrap().unwrap().state, State::Done("record".into()));
+}
+
+async fn rows(pool: &PgPool, store: &PostgresStore) -> i64 {
+    let count = format!("SELECT count(*) FROM {}", store.table_name());
+    sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_has_expired_is_removed_and_nothing_else() {
+    let server = PostgresServer::shared();
+    let (postgres, pool) = (server.store().await, server.pool().await);
+    let (sqlite, _dir) = file().await;
+    for number in 0..20 {
+        let life = if number < 5 { LONG } else { BLINK };
+        acquire(&postgres, &key(), Claim::new(BLINK, life)).await;
+        acquire(&sqlite, &key(), Claim::new(BLINK, life)).await;
+    }
+    sleep(BLINK * 50).await;
+    assert_eq!((postgres.sweep(10).await.unwrap(), sqlite.sweep(10).await.unwrap()), (10, 10));
+    assert_eq!((postgres.sweep(10).await.unwrap(), sqlite.sweep(10).await.unwrap()), (5, 5));
+    assert_eq!((postgres.sweep(10).await.unwrap(), sqlite.sweep(10).await.unwrap()), (0, 0));
+    assert_eq!(rows(&pool, &postgres).await, 5);
+}
+
+#[tokio::test]
+async fn new_keys_make_room_for_themselves() {
+    let server = PostgresServer::shared();
+    let (store, pool) = (server.store().await, server.pool().await);
+    for _ in 0..300 {
+        acquire(&store, &key(), Claim::new(BLINK, BLINK)).await;
+    }
+    until(async || {
+        acquire(&store, &key(), Claim::new(BLINK, BLINK)).await;
+        rows(&pool, &store).await < 150
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_table_has_a_name_that_one_may_have() {
+    let server = PostgresServer::shared();
+    let pool = server.pool().await;
+    sqlx::query("CREATE SCHEMA IF NOT EXISTS shop").execute(&pool).await.unwrap();
+    let store = PostgresStore::new(pool.clone()).table("shop.seen_events").unwrap();
+    join_all((0..8).map(|_| store.migrate())).await.into_iter().for_each(|made| made.unwrap());
+    acquire(&store, &key(), Claim::new(LONG, LONG)).await;
+    let longest = "a".repeat(63);
+    assert!(PostgresStore::new(pool.clone()).table(&longest).is_ok());
+    for name in ["", ".", "a.", ".a", "a.b.c", "a b", "a;", "a\"", "1a", "ä", &"a".repeat(64)] {
+        assert!(PostgresStore::new(pool.clone()).table(name).is_err(), "{name}");
+    }
+    let (sqlite, _dir) = file().await;
+    let other = sqlite.table("main.other").unwrap();
+    other.migrate().await.unwrap();
+    acquire(&other, &key(), Claim::new(LONG, LONG)).await;
+}
+
+#[tokio::test]
+async fn a_table_that_is_not_there_is_a_refusal() {
+    let server = PostgresServer::shared();
+    let store = PostgresStore::new(server.pool().await).table("nowhere").unwrap();
+    let refused = store.claim(&key(), &Claim::new(LONG, LONG)).await.unwrap_err();
+    assert!(refused.is_definite() && !refused.is_outage(), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_file_outlives_whoever_has_it() {
+    let (store, dir) = file().await;
+    let (done, running) = (key(), key());
+    let claim = acquire(&store, &done, Claim::new(LONG, LONG)).await;
+    store.complete(&done, &claim, "record".into()).await.unwrap();
+    acquire(&store, &running, Claim::new(LONG, LONG)).await;
+    drop(store);
+    let store = SqliteStore::open(dir.path().join("store.db")).await.unwrap();
+    assert_eq!(store.lookup(&done).await.unwrap().unwrap().state, State::Done("record".into()));
+    let claimed = store.claim(&running, &Claim::new(LONG, LONG)).await.unwrap();
+    assert!(matches!(claimed, Claimed::Running { .. }));
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_one_is_an_error() {
+    let dir = Scratch::new();
+    assert!(SqliteStore::open(dir.path().join("missing/store.db")).await.is_err());
+    std::fs::write(dir.path().join("text"), "this is no database, and long enough to say so".repeat(100)).unwrap();
+    assert!(SqliteStore::open(dir.path().join("text")).await.is_err());
+}
+
+#[tokio::test]
+async fn a_row_that_nobody_here_has_written_is_never_run() {
+    let (store, dir) = file().await;
+    let layer = IdempotencyLayer::webhook(&Ledger::new(store), header("X-Id"));
+    let app = App::new(&layer, |_, _| async { answer(200, "done") });
+    app.send(event("e")).await;
+    let path = dir.path().join("store.db");
+    let mut connection = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
+    sqlx::query("UPDATE idempotency SET state = 9").execute(&mut connection).await.unwrap();
+    assert_eq!(app.send(event("e")).await.code().as_deref(), Some("store_unavailable"));
+    assert_eq!(app.runs(), 1);
+}
+
+/// Another process writes for longer than anybody waits.
+#[tokio::test]
+async fn a_file_that_somebody_writes_is_a_refusal() {
+    let (store, dir) = file().await;
+    let store = Arc::new(store);
+    let path = dir.path().join("store.db");
+    let mut other = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let refused = store.claim(&key(), &Claim::new(LONG, LONG)).await.unwrap_err();
+    assert!(refused.is_definite(), "{refused:?}");
+    sqlx::query("COMMIT").execute(&mut other).await.unwrap();
+    acquire(&*store, &key(), Claim::new(LONG, LONG)).await;
+}
