@@ -21,7 +21,7 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, ColumnIndex, Decode, Encode, Executor, IntoArguments, Pool, Type};
 use tokio::time::timeout;
 
-use self::statements::{Statements, Step};
+use self::statements::Statements;
 use super::{Claim, Claimed, Entry, Forgotten, Hold, State, StoreError};
 use crate::fingerprint::Fingerprint;
 
@@ -29,10 +29,10 @@ use crate::fingerprint::Fingerprint;
 trait Database: Send + Sync + 'static {
     fn statements(&self) -> &Statements;
 
-    /// Sends a step, and returns the row that it wrote or that was in its way.
-    fn send(
+    /// The row that a statement writes or reads, if there is one.
+    fn query(
         &self,
-        step: &Step,
+        sql: &str,
         parameters: &[Parameter<'_>],
     ) -> impl Future<Output = Result<Option<Row>, sqlx::Error>> + Send;
 
@@ -239,7 +239,7 @@ fn is_undone(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| matches!(&*code, "40001" | "40P01"))
 }
 
-async fn sent<D>(pool: &Pool<D>, step: &Step, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error>
+async fn queried<D>(pool: &Pool<D>, sql: &str, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error>
 where
     D: sqlx::Database,
     D::Arguments: IntoArguments<D>,
@@ -251,11 +251,7 @@ where
     for<'a> &'a [u8]: Encode<'a, D> + Type<D>,
     for<'a> Option<&'a [u8]>: Encode<'a, D> + Type<D>,
 {
-    let mut row = bound(&step.write, parameters).fetch_optional(pool).await?;
-    if let (None, Some(read)) = (&row, &step.read) {
-        row = bound(read, parameters).fetch_optional(pool).await?;
-    }
-    row.as_ref().map(Row::read).transpose()
+    bound(sql, parameters).fetch_optional(pool).await?.as_ref().map(Row::read).transpose()
 }
 
 /// A statement with its parameters.

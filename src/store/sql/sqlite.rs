@@ -14,7 +14,7 @@ use bytes::Bytes;
 use sqlx::AssertSqlSafe;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
-use super::statements::{Dialect, Statements, Step};
+use super::statements::{Dialect, Statements};
 use super::{Database, InvalidTable, Parameter, Row, Sweeper, steps, table_name};
 use crate::key::Key;
 use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, Store, StoreError};
@@ -130,8 +130,8 @@ impl Database for SqliteStore {
         &self.statements
     }
 
-    async fn send(&self, step: &Step, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
-        super::sent(&self.pool, step, parameters).await
+    async fn query(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
+        super::queried(&self.pool, sql, parameters).await
     }
 
     fn sweep_now_and_then(&self) {

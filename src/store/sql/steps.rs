@@ -5,7 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Parameter::{Bytes as Blob, Flag, Number, OptionalBytes};
-use super::{Contended, Database, Meaning, Parameter, Phase, Row, Step, failed, is_undone, millis};
+use super::statements::Step;
+use super::{Contended, Database, Meaning, Parameter, Phase, Row, failed, is_undone, millis};
 use crate::key::Key;
 use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, StoreError};
 
@@ -16,6 +17,11 @@ pub(super) async fn claim(database: &impl Database, key: &Key, claim: &Claim) ->
     let [key, id, lease, retention, fingerprint] = named(key, claim);
     let parameters = [key, id, lease, retention, fingerprint, Flag(claim.refuse_other)];
     let step = &database.statements().claim;
+    // Where it takes a statement of its own to see what is in the way, a duplicate needs no other.
+    let seen = look(database, step, &parameters).await.map_err(failed)?;
+    if let Some(answer) = seen.and_then(|row| row.claimed(claim)) {
+        return Ok(answer);
+    }
     let claimed = settle(database, step, &parameters, |row| row?.claimed(claim)).await?;
     if let Claimed::Acquired { attempt: 1 } = claimed {
         database.sweep_now_and_then();
@@ -74,6 +80,22 @@ fn named<'a>(key: &'a Key, claim: &'a Claim) -> [Parameter<'a>; 5] {
     ]
 }
 
+/// Sends a step, and returns the row that it wrote or that was in its way.
+async fn send(database: &impl Database, step: &Step, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
+    match database.query(&step.write, parameters).await? {
+        None => look(database, step, parameters).await,
+        written => Ok(written),
+    }
+}
+
+/// Reads what is in the way of a step, unless the step itself says so.
+async fn look(database: &impl Database, step: &Step, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
+    match &step.read {
+        Some(read) => database.query(read, parameters).await,
+        None => Ok(None),
+    }
+}
+
 /// Sends a step until what it finds means something.
 async fn settle<T>(
     database: &impl Database,
@@ -82,7 +104,7 @@ async fn settle<T>(
     meaning: impl Fn(Option<Row>) -> Meaning<T>,
 ) -> Result<T, StoreError> {
     for _ in 0..MAX_TRIES {
-        match database.send(step, parameters).await {
+        match send(database, step, parameters).await {
             Ok(row) => {
                 if let Some(answer) = meaning(row) {
                     return Ok(answer);
