@@ -68,7 +68,8 @@
 //! | `SqliteStore` | runs again | may run again | may run again | safe, on one machine |
 //!
 //! The remedy is a row in the transaction that makes the effect, with [`Attempt::key`] as its primary key. A handler that
-//! finds the row calls [`Attempt::already_applied`].
+//! finds the row calls [`Attempt::already_applied`]. `store::Dedup` (features `postgres` and `sqlite`) does both, and says what holds at which
+//! level of isolation.
 //!
 //! # Keys and scope
 //!

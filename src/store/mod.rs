@@ -18,6 +18,8 @@ mod sql;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub use self::sql::InvalidTable;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub use self::sql::dedup::{Dedup, Recorded};
 #[cfg(feature = "postgres")]
 pub use self::sql::postgres;
 #[cfg(feature = "sqlite")]

@@ -4,6 +4,7 @@
 //! where it did not, reads the row to say why. What is read may be older than what the write met: then it says nothing, and
 //! the step is tried again.
 
+pub(super) mod dedup;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "sqlite")]

@@ -21,8 +21,10 @@ use super::{Database, InvalidTable, Parameter, Row, Sweeper, steps, table_name};
 use crate::key::Key;
 use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, Store, StoreError};
 
-const DIALECT: Dialect =
-    Dialect { now: "(extract(epoch FROM clock_timestamp()) * 1000)::bigint", writes_in_with: true };
+/// The time of the server's clock, in milliseconds since 1970.
+pub(super) const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+
+const DIALECT: Dialect = Dialect { now: NOW, writes_in_with: true };
 
 /// A store in a table of PostgreSQL 12 or later. Cheap to clone; clones are one store.
 ///

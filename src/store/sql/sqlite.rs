@@ -19,8 +19,10 @@ use super::{Database, InvalidTable, Parameter, Row, Sweeper, steps, table_name};
 use crate::key::Key;
 use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, Store, StoreError};
 
-const DIALECT: Dialect =
-    Dialect { now: "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)", writes_in_with: false };
+/// The time of the machine's clock, in milliseconds since 1970.
+pub(super) const NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)";
+
+const DIALECT: Dialect = Dialect { now: NOW, writes_in_with: false };
 
 /// How long a process waits for another that writes. Less than the default of
 /// [`Ledger::store_timeout`](crate::Ledger::store_timeout), so that it is refused and not given up.
@@ -96,12 +98,7 @@ impl SqliteStore {
     /// What makes the table, as SQL. It can be run again where it is there.
     #[must_use]
     pub fn schema(&self) -> String {
-        // An index is named with its database, and names its table without.
-        let (database, table) =
-            self.table.split_once('.').map_or(("", &*self.table), |(database, table)| (database, table));
-        let index = if database.is_empty() { String::new() } else { format!("{database}.") };
-        let index = format!("{index}{table}_expires_at");
-        include_str!("sqlite.sql").replace("{table}", &self.table).replace("{index}", &index).replace("{bare}", table)
+        with_index(include_str!("sqlite.sql"), &self.table)
     }
 
     /// Makes the table if it is not there. Several processes may do so at once.
@@ -140,6 +137,14 @@ impl Database for SqliteStore {
             async move { store.sweep(super::SWEEP).await }
         });
     }
+}
+
+/// Fills in a schema. An index is named with its database, and names its table without.
+pub(super) fn with_index(schema: &str, table: &str) -> String {
+    let (database, bare) =
+        table.split_once('.').map_or((String::new(), table), |(database, bare)| (format!("{database}."), bare));
+    let index = format!("{database}{bare}_expires_at");
+    schema.replace("{table}", table).replace("{index}", &index).replace("{bare}", bare)
 }
 
 super::store_by_steps!(SqliteStore);
