@@ -27,7 +27,6 @@ use axum::serve::ListenerExt as _;
 use axum::{Extension, Json, Router};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
-use sqlx::postgres::PgPool;
 use tokio::net::TcpListener;
 use tokio::time::{interval, sleep};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -147,7 +146,7 @@ async fn open_store() -> Result<(Ledger, &'static str), Box<dyn Error>> {
         (None, Some(url)) => match url.strip_prefix("sqlite://") {
             Some(path) => (Ledger::new(SqliteStore::open(path).await?), "SQLite"),
             None => {
-                let store = PostgresStore::new(PgPool::connect(&url).await?);
+                let store = PostgresStore::open(&url)?;
                 store.migrate().await?;
                 (Ledger::new(store), "PostgreSQL")
             }

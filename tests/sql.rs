@@ -201,9 +201,17 @@ async fn a_table_has_a_name_that_one_may_have() {
     let store = PostgresStore::new(pool.clone()).table("shop.seen_events").unwrap();
     join_all((0..8).map(|_| store.migrate())).await.into_iter().for_each(|made| made.unwrap());
     acquire(&store, &key(), Claim::new(LONG, LONG)).await;
-    let longest = "a".repeat(63);
+    for name in ["order", "clock", "Wrote", "x_23456789_123456789_123456789_123456789_123456789_1"] {
+        let store = PostgresStore::new(pool.clone()).table(name).unwrap();
+        store.migrate().await.unwrap();
+        acquire(&store, &key(), Claim::new(LONG, LONG)).await;
+        let indexes = "SELECT count(*) FROM pg_indexes WHERE tablename = $1";
+        let indexes: i64 = sqlx::query_scalar(indexes).bind(name).fetch_one(&pool).await.unwrap();
+        assert_eq!(indexes, 2, "{name}");
+    }
+    let longest = "a".repeat(52);
     assert!(PostgresStore::new(pool.clone()).table(&longest).is_ok());
-    for name in ["", ".", "a.", ".a", "a.b.c", "a b", "a;", "a\"", "1a", "ä", &"a".repeat(64)] {
+    for name in ["", ".", "a.", ".a", "a.b.c", "a b", "a;", "a\"", "1a", "ä", &"a".repeat(53)] {
         assert!(PostgresStore::new(pool.clone()).table(name).is_err(), "{name}");
     }
     let (sqlite, _dir) = file().await;
@@ -245,12 +253,16 @@ async fn a_file_that_cannot_be_one_is_an_error() {
 #[tokio::test]
 async fn a_row_that_nobody_here_has_written_is_never_run() {
     let (store, dir) = file().await;
-    let layer = IdempotencyLayer::webhook(&Ledger::new(store), header("X-Id"));
+    let ledger = Ledger::new(store);
+    let layer = IdempotencyLayer::webhook(&ledger, header("X-Id"));
     let app = App::new(&layer, |_, _| async { answer(200, "done") });
     app.send(event("e")).await;
     let path = dir.path().join("store.db");
     let mut connection = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
     sqlx::query("UPDATE idempotency SET state = 9").execute(&mut connection).await.unwrap();
+    assert_eq!(app.send(event("e")).await.code().as_deref(), Some("store_unavailable"));
+    let key = common::app::key_of(&layer, event("e"));
+    assert!(ledger.forget(&key, false).await.unwrap_err().is_unreadable());
     assert_eq!(app.send(event("e")).await.code().as_deref(), Some("store_unavailable"));
     assert_eq!(app.runs(), 1);
 }
@@ -267,4 +279,66 @@ async fn a_file_that_somebody_writes_is_a_refusal() {
     assert!(refused.is_definite(), "{refused:?}");
     sqlx::query("COMMIT").execute(&mut other).await.unwrap();
     acquire(&*store, &key(), Claim::new(LONG, LONG)).await;
+}
+
+/// Without writing ahead, whoever reads keeps a writer from committing. That is heard of after the row that the write returns.
+#[tokio::test]
+async fn a_write_that_could_not_be_committed_is_none() {
+    let (store, dir) = file().await;
+    drop(store);
+    let path = dir.path().join("store.db");
+    let url = format!("sqlite://{}", path.display());
+    let options: sqlx::sqlite::SqliteConnectOptions = url.parse().unwrap();
+    let options = options.journal_mode(sqlx::sqlite::SqliteJournalMode::Delete).busy_timeout(BLINK);
+    let pool = sqlx::sqlite::SqlitePoolOptions::new().connect_with(options).await.unwrap();
+    let store = SqliteStore::new(pool);
+    let (running, done) = (key(), key());
+    let claim = acquire(&store, &done, Claim::new(LONG, LONG)).await;
+    let mut reader = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query("BEGIN").execute(&mut reader).await.unwrap();
+    sqlx::query("SELECT count(*) FROM idempotency").fetch_one(&mut reader).await.unwrap();
+    for _ in 0..2 {
+        assert!(store.claim(&running, &Claim::new(LONG, LONG)).await.is_err());
+        assert!(store.complete(&done, &claim, "record".into()).await.is_err());
+    }
+    sqlx::query("ROLLBACK").execute(&mut reader).await.unwrap();
+    assert_eq!(store.lookup(&running).await.unwrap(), None);
+    assert_eq!(store.complete(&done, &claim, "record".into()).await.unwrap(), Hold::Held);
+}
+
+/// Also when somebody has written to the table and not yet ended.
+#[tokio::test]
+async fn a_process_that_starts_holds_up_nobody() {
+    let server = PostgresServer::shared();
+    let store = server.store().await;
+    let mut operator = PgConnection::connect(&server.url()).await.unwrap();
+    let mut transaction = operator.begin().await.unwrap();
+    let delete = format!("DELETE FROM {} WHERE attempt < 0", store.table_name());
+    sqlx::query(AssertSqlSafe(delete)).execute(&mut *transaction).await.unwrap();
+    timeout(Duration::from_secs(2), store.migrate()).await.unwrap().unwrap();
+    acquire(&store, &key(), Claim::new(LONG, LONG)).await;
+}
+
+/// As by an index that is being made.
+#[tokio::test]
+async fn a_table_that_is_locked_is_a_refusal_and_leaves_the_connections_free() {
+    let server = PostgresServer::shared();
+    let store = server.store().await;
+    let mut operator = PgConnection::connect(&server.url()).await.unwrap();
+    let mut transaction = operator.begin().await.unwrap();
+    let lock = format!("LOCK TABLE {} IN EXCLUSIVE MODE", store.table_name());
+    sqlx::query(AssertSqlSafe(lock)).execute(&mut *transaction).await.unwrap();
+    let (claims, key) = ([(); 20].map(|()| Claim::new(LONG, LONG)), key());
+    let refused = join_all(claims.iter().map(|claim| timeout(LONG, store.claim(&key, claim)))).await;
+    assert!(refused.into_iter().all(|refused| refused.unwrap().unwrap_err().is_definite()));
+    transaction.rollback().await.unwrap();
+    acquire(&store, &key, Claim::new(LONG, LONG)).await;
+}
+
+#[tokio::test]
+async fn many_may_make_one_file() {
+    let dir = Scratch::new();
+    let path = dir.path().join("store.db");
+    let opened = join_all((0..8).map(|_| SqliteStore::open(&path))).await;
+    assert!(opened.iter().all(Result::is_ok), "{opened:?}");
 }

@@ -87,7 +87,10 @@ impl PostgresServer {
 
     /// A store in a table of its own.
     pub async fn store(&self) -> PostgresStore {
-        let store = PostgresStore::new(self.pool().await).table(&format!("idempotency_{:016x}", rand::random::<u64>()));
+        self.pool().await;
+        let store = PostgresStore::open(&self.url())
+            .expect("a URL")
+            .table(&format!("idempotency_{:016x}", rand::random::<u64>()));
         let store = store.expect("a name");
         store.migrate().await.expect("a table");
         store

@@ -10,7 +10,7 @@ use sqlx::Postgres;
 use sqlx::Sqlite;
 use sqlx::{AssertSqlSafe, Transaction};
 
-use super::{InvalidTable, millis, table_name};
+use super::{InvalidTable, millis, quoted, table_name};
 use crate::attempt::Attempt;
 use crate::key::Key;
 use crate::store::{MAX_DURATION, MIN_DURATION};
@@ -98,7 +98,7 @@ impl<D> Dedup<D> {
     ///
     /// # Errors
     ///
-    /// If a name has other characters than ASCII letters, digits and `_`, begins with a digit, or is longer than 63.
+    /// If a name has other characters than ASCII letters, digits and `_`, begins with a digit, or is longer than 52.
     pub fn table(self, name: &str) -> Result<Self, InvalidTable> {
         Ok(Self { table: table_name(name)?.into(), ..self })
     }
@@ -136,12 +136,12 @@ impl<D> Dedup<D> {
     }
 
     fn insert(&self, now: &str) -> String {
-        let (table, keep) = (&self.table, millis(self.keep));
+        let (table, keep) = (quoted(&self.table), millis(self.keep));
         format!("INSERT INTO {table} (key, expires_at) VALUES ($1, {now} + {keep}) ON CONFLICT (key) DO NOTHING")
     }
 
     fn delete_expired(&self, now: &str) -> String {
-        let table = &self.table;
+        let table = quoted(&self.table);
         let some = format!("SELECT key FROM {table} WHERE expires_at <= {now} LIMIT $1");
         format!("DELETE FROM {table} WHERE key IN ({some}) AND expires_at <= {now}")
     }
@@ -183,10 +183,10 @@ impl Dedup<Postgres> {
     /// What makes the table, as SQL. It can be run again where it is there.
     #[must_use]
     pub fn schema(&self) -> String {
-        let (table, index) = (&self.table, self.table.replace('.', "_"));
-        format!(
+        super::with_index(
             "CREATE TABLE IF NOT EXISTS {table} (key bytea PRIMARY KEY, expires_at bigint NOT NULL);\n\
-             CREATE INDEX IF NOT EXISTS {index}_expires_at ON {table} (expires_at);\n"
+             CREATE INDEX IF NOT EXISTS {index} ON {table} (expires_at);\n",
+            &self.table,
         )
     }
 
@@ -227,7 +227,7 @@ impl Dedup<Sqlite> {
     /// What makes the table, as SQL. It can be run again where it is there.
     #[must_use]
     pub fn schema(&self) -> String {
-        super::sqlite::with_index(
+        super::with_index_of_database(
             "CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY NOT NULL, expires_at INTEGER NOT NULL);\n\
              CREATE INDEX IF NOT EXISTS {index} ON {bare} (expires_at);\n",
             &self.table,

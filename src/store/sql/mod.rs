@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use sqlx::error::DatabaseError;
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, ColumnIndex, Decode, Encode, Executor, IntoArguments, Pool, Type};
 use tokio::time::timeout;
@@ -33,7 +34,7 @@ trait Database: Send + Sync + 'static {
     /// The row that a statement writes or reads, if there is one.
     fn query(
         &self,
-        sql: &str,
+        sql: &Arc<str>,
         parameters: &[Parameter<'_>],
     ) -> impl Future<Output = Result<Option<Row>, sqlx::Error>> + Send;
 
@@ -54,8 +55,8 @@ const SWEEP: u32 = 256;
 const SWEEP_TIMEOUT: Duration = Duration::from_secs(5);
 const SWEEP_AFTER: usize = 64;
 
-/// The longest name of a table in PostgreSQL, in bytes.
-const MAX_NAME: usize = 63;
+/// The longest name of a table, in bytes, that leaves room for the name of its index: PostgreSQL cuts off what is over 63.
+const MAX_NAME: usize = 52;
 
 /// What a step has found under the key, or has made of it.
 struct Row {
@@ -98,6 +99,9 @@ struct Sweeper {
     is_sweeping: AtomicBool,
 }
 
+/// That somebody sweeps, also where its task is dropped.
+struct Sweeping(Arc<Sweeper>);
+
 /// What a step's row means, if it is not outdated.
 type Meaning<T> = Option<T>;
 
@@ -114,13 +118,20 @@ impl Row {
         Vec<u8>: for<'r> Decode<'r, R::Database> + Type<R::Database>,
     {
         let unreadable = |error: Unreadable| sqlx::Error::Decode(error.into());
+        let wrote = row.try_get("wrote")?;
+        let phase = Phase::of(row.try_get("state")?).map_err(unreadable)?;
         let record: Option<Vec<u8>> = row.try_get("record")?;
+        // What has been written is written, whatever stood there.
+        let fingerprint = if wrote { None } else { row.try_get("fingerprint")? };
+        if phase == Phase::Done && record.is_none() && !wrote {
+            return Err(unreadable(Unreadable("an outcome without a record")));
+        }
         Ok(Self {
-            wrote: row.try_get("wrote")?,
+            wrote,
             attempt: u32::try_from(row.try_get::<i64, _>("attempt")?).unwrap_or(u32::MAX),
-            phase: Phase::of(row.try_get("state")?).map_err(unreadable)?,
+            phase,
             is_mine: row.try_get("mine")?,
-            fingerprint: read_fingerprint(row.try_get("fingerprint")?).map_err(unreadable)?,
+            fingerprint: read_fingerprint(fingerprint).map_err(unreadable)?,
             forgotten: row.try_get("forgotten")?,
             lease_left: left(row.try_get("lease_left")?),
             expires_in: left(row.try_get("expires_in")?),
@@ -225,12 +236,23 @@ fn failed(error: sqlx::Error) -> StoreError {
             StoreError::unreachable(error)
         }
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => StoreError::unreadable(error),
-        // A server that ends says so, too, and may have done it before.
-        sqlx::Error::Database(ref refused) if refused.code().is_none_or(|code| !code.starts_with("57P")) => {
-            StoreError::refused(error)
-        }
+        sqlx::Error::Database(ref refused) if is_definite(&**refused) => StoreError::refused(error),
         _ => StoreError::unknown(error),
     }
+}
+
+/// Whether an error of the database says that the step has had no effect. That it lost a connection, failed to write or ended says
+/// nothing: it may have been done by then.
+fn is_definite(error: &dyn DatabaseError) -> bool {
+    let Some(code) = error.code() else { return false };
+    #[cfg(feature = "postgres")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
+        use sqlx::postgres::PgSeverity::{Fatal, Panic};
+        let unsure = ["08", "57P", "58", "XX", "40003"].iter().any(|class| code.starts_with(class));
+        return !unsure && !matches!(error.severity(), Fatal | Panic);
+    }
+    // The low byte is what went wrong, the others where: SQLITE_IOERR.
+    code.parse::<u32>().is_ok_and(|code| code & 0xff != 10)
 }
 
 /// Whether the database has undone the step for the sake of others.
@@ -240,7 +262,7 @@ fn is_undone(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| matches!(&*code, "40001" | "40P01"))
 }
 
-async fn queried<D>(pool: &Pool<D>, sql: &str, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error>
+async fn queried<D>(pool: &Pool<D>, sql: &Arc<str>, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error>
 where
     D: sqlx::Database,
     D::Arguments: IntoArguments<D>,
@@ -252,11 +274,12 @@ where
     for<'a> &'a [u8]: Encode<'a, D> + Type<D>,
     for<'a> Option<&'a [u8]>: Encode<'a, D> + Type<D>,
 {
-    bound(sql, parameters).fetch_optional(pool).await?.as_ref().map(Row::read).transpose()
+    // To its end, not to its first row: SQLite commits, and says whether it could, after the last.
+    bound(sql, parameters).fetch_all(pool).await?.first().map(Row::read).transpose()
 }
 
 /// A statement with its parameters.
-fn bound<D>(sql: &str, parameters: &[Parameter<'_>]) -> Query<'static, D, D::Arguments>
+fn bound<D>(sql: &Arc<str>, parameters: &[Parameter<'_>]) -> Query<'static, D, D::Arguments>
 where
     D: sqlx::Database,
     bool: for<'t> Encode<'t, D> + Type<D>,
@@ -265,7 +288,7 @@ where
     for<'a> Option<&'a [u8]>: Encode<'a, D> + Type<D>,
 {
     // Made of constants and of the name of a table that was looked at.
-    let query = sqlx::query(AssertSqlSafe(sql.to_owned()));
+    let query = sqlx::query(AssertSqlSafe(Arc::clone(sql)));
     parameters.iter().fold(query, |query, parameter| match *parameter {
         Parameter::Bytes(bytes) => query.bind(bytes),
         Parameter::Flag(flag) => query.bind(flag),
@@ -274,7 +297,12 @@ where
     })
 }
 
-/// A name that can stand in a statement as it is: there is no way to make it a parameter.
+/// A name as it can stand in a statement, where there is no way to make it a parameter.
+fn quoted(name: &str) -> String {
+    let words: Vec<String> = name.split('.').map(|word| format!("\"{word}\"")).collect();
+    words.join(".")
+}
+
 fn table_name(name: &str) -> Result<String, InvalidTable> {
     let is_word = |word: &str| {
         let is_letter = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
@@ -285,6 +313,21 @@ fn table_name(name: &str) -> Result<String, InvalidTable> {
     let mut words = name.split('.');
     let is_name = words.clone().count() <= 2 && words.all(is_word);
     is_name.then(|| name.to_owned()).ok_or(InvalidTable(()))
+}
+
+/// Fills in a schema whose indexes are where their tables are.
+#[cfg(feature = "postgres")]
+fn with_index(schema: &str, table: &str) -> String {
+    let bare = table.split_once('.').map_or(table, |(_, bare)| bare);
+    schema.replace("{table}", &quoted(table)).replace("{index}", &quoted(&format!("{bare}_expires_at")))
+}
+
+/// The same for SQLite, where an index is named with its database and names its table without.
+#[cfg(feature = "sqlite")]
+fn with_index_of_database(schema: &str, table: &str) -> String {
+    let bare = table.split_once('.').map_or(table, |(_, bare)| bare);
+    let index = quoted(&format!("{table}_expires_at"));
+    schema.replace("{table}", &quoted(table)).replace("{index}", &index).replace("{bare}", &quoted(bare))
 }
 
 /// The trait of stores by the steps that they share.
@@ -337,14 +380,19 @@ impl Sweeper {
     {
         let is_due = self.new_keys.fetch_add(1, Ordering::Relaxed) % SWEEP_AFTER == SWEEP_AFTER - 1;
         if is_due && !self.is_sweeping.swap(true, Ordering::Acquire) {
-            let sweep = sweep();
-            let sweeper = Arc::clone(self);
+            let (sweep, sweeping) = (sweep(), Sweeping(Arc::clone(self)));
             tokio::spawn(async move {
+                let _sweeping = sweeping;
                 // What was not removed now is removed later.
                 let _ = timeout(SWEEP_TIMEOUT, sweep).await;
-                sweeper.is_sweeping.store(false, Ordering::Release);
             });
         }
+    }
+}
+
+impl Drop for Sweeping {
+    fn drop(&mut self) {
+        self.0.is_sweeping.store(false, Ordering::Release);
     }
 }
 

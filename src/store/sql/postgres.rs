@@ -6,7 +6,10 @@
 //! While a duplicate waits for another process it looks every 50 to 375 ms. A first delivery costs two statements, a
 //! duplicate one.
 //!
-//! The table is made by [`migrate`](PostgresStore::migrate), or by whatever manages your schema from what
+//! Behind PgBouncer it needs sessions of its own, or 1.21 and later with `max_prepared_statements`: a statement that is prepared on
+//! one connection and run on another may be another's.
+//!
+//! The user needs `SELECT`, `INSERT`, `UPDATE` and `DELETE` on the table. The table is made by [`migrate`](PostgresStore::migrate), or by whatever manages your schema from what
 //! [`schema`](PostgresStore::schema) says. Expired rows are removed in the background, 256 after each 64 new keys.
 
 use std::sync::Arc;
@@ -14,7 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sqlx::AssertSqlSafe;
-use sqlx::postgres::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 use super::statements::{Dialect, Statements};
 use super::{Database, InvalidTable, Parameter, Row, Sweeper, steps, table_name};
@@ -30,10 +33,9 @@ const DIALECT: Dialect = Dialect { now: NOW, writes_in_with: true };
 ///
 /// ```no_run
 /// # async fn connect() -> Result<(), Box<dyn std::error::Error>> {
-/// use sqlx::postgres::PgPool;
 /// use tower_idempotency::{Ledger, PostgresStore};
 ///
-/// let store = PostgresStore::new(PgPool::connect("postgres://localhost/shop").await?);
+/// let store = PostgresStore::open("postgres://localhost/shop")?;
 /// store.migrate().await?;
 /// let ledger = Ledger::new(store);
 /// # let _ = ledger;
@@ -49,10 +51,27 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// A store in the table `idempotency`, on connections of `pool`.
+    /// A store in the table `idempotency`, on up to 16 connections of its own, which are made when they are needed: a server that is
+    /// down at start is a refusal, as later.
+    ///
+    /// # Errors
+    ///
+    /// If `url` is none of PostgreSQL's.
+    pub fn open(url: &str) -> Result<Self, StoreError> {
+        let options: PgConnectOptions = url.parse().map_err(super::failed)?;
+        // A statement bounds its wait for a row by itself, but it has the lock of its table by then.
+        let options = options.options([("lock_timeout", "200ms")]);
+        // To ask a connection whether it lives before each statement would double the round trips.
+        let pool = PgPoolOptions::new().max_connections(16).test_before_acquire(false);
+        Ok(Self::new(pool.connect_lazy_with(options)))
+    }
+
+    /// A store in the table `idempotency`, on connections of `pool`, for whoever has one.
     ///
     /// Every running attempt and every duplicate needs a connection for the moment of a step. How long one waits for it is
-    /// bounded by [`Ledger::store_timeout`](crate::Ledger::store_timeout).
+    /// bounded by [`Ledger::store_timeout`](crate::Ledger::store_timeout). A pool of the store's own, as [`open`](Self::open) makes it, is
+    /// better: its `lock_timeout` also holds for tables, which an index that is being made, `VACUUM FULL` or `ALTER TABLE` lock, and
+    /// it does not ask each connection whether it lives (`test_before_acquire`), which doubles the round trips.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
         Self::in_table(pool, "idempotency".to_owned())
@@ -62,7 +81,7 @@ impl PostgresStore {
     ///
     /// # Errors
     ///
-    /// If a name has other characters than ASCII letters, digits and `_`, begins with a digit, or is longer than 63.
+    /// If a name has other characters than ASCII letters, digits and `_`, begins with a digit, or is longer than 52.
     pub fn table(self, name: &str) -> Result<Self, InvalidTable> {
         Ok(Self::in_table(self.pool, table_name(name)?))
     }
@@ -81,7 +100,7 @@ impl PostgresStore {
     /// What makes the table, as SQL. It can be run again where it is there.
     #[must_use]
     pub fn schema(&self) -> String {
-        include_str!("postgres.sql").replace("{table}", &self.table).replace("{name}", &self.table.replace('.', "_"))
+        super::with_index(include_str!("postgres.sql"), &self.table)
     }
 
     /// Makes the table if it is not there. Several processes may do so at once.
@@ -90,8 +109,17 @@ impl PostgresStore {
     ///
     /// If the server cannot be reached or does not let the user make tables.
     pub async fn migrate(&self) -> Result<(), StoreError> {
+        // To make what is there takes a lock all the same, and whoever waits for that holds up all who come after.
+        let (table, bare) = (super::quoted(&self.table), self.table.rsplit('.').next().unwrap_or_default());
+        let is_there = "SELECT EXISTS (SELECT FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid \
+                        WHERE indrelid = to_regclass($1) AND relname = $2)";
+        let is_there = sqlx::query_scalar(is_there).bind(&table).bind(format!("{bare}_expires_at"));
+        if is_there.fetch_one(&self.pool).await.map_err(super::failed)? {
+            return Ok(());
+        }
         // `IF NOT EXISTS` alone fails for one of two who do it at once.
-        let locked = format!("SELECT pg_advisory_xact_lock(hashtext('{}'));", self.table);
+        let locked =
+            format!("SET LOCAL lock_timeout = '5s'; SELECT pg_advisory_xact_lock(hashtext('{}'));", self.table);
         let mut transaction = self.pool.begin().await.map_err(super::failed)?;
         for sql in [locked, self.schema()] {
             sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await.map_err(super::failed)?;
@@ -106,7 +134,7 @@ impl PostgresStore {
     ///
     /// If the server does not answer.
     pub async fn sweep(&self, rows: u32) -> Result<u64, StoreError> {
-        let sweep = sqlx::query(AssertSqlSafe(self.statements.sweep.clone())).bind(i64::from(rows));
+        let sweep = sqlx::query(AssertSqlSafe(Arc::clone(&self.statements.sweep))).bind(i64::from(rows));
         Ok(sweep.execute(&self.pool).await.map_err(super::failed)?.rows_affected())
     }
 }
@@ -116,7 +144,7 @@ impl Database for PostgresStore {
         &self.statements
     }
 
-    async fn query(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
+    async fn query(&self, sql: &Arc<str>, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
         super::queried(&self.pool, sql, parameters).await
     }
 

@@ -13,4 +13,4 @@ CREATE TABLE IF NOT EXISTS {table} (
     record bytea,
     expires_at bigint NOT NULL
 );
-CREATE INDEX IF NOT EXISTS {name}_expires_at ON {table} (expires_at);
+CREATE INDEX IF NOT EXISTS {index} ON {table} (expires_at);

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sqlx::AssertSqlSafe;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use tokio::time::sleep;
 
 use super::statements::{Dialect, Statements};
 use super::{Database, InvalidTable, Parameter, Row, Sweeper, steps, table_name};
@@ -27,6 +28,9 @@ const DIALECT: Dialect = Dialect { now: NOW, writes_in_with: false };
 /// How long a process waits for another that writes. Less than the default of
 /// [`Ledger::store_timeout`](crate::Ledger::store_timeout), so that it is refused and not given up.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// How often a file is opened that others are about to make.
+const OPENINGS: usize = 8;
 
 /// A store in a table of SQLite 3.39 or later. Cheap to clone; clones are one store.
 ///
@@ -49,7 +53,8 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens a file, or makes it, with its table `idempotency`.
+    /// Opens a file, or makes it, with its table `idempotency`. What is kept holds bodies of responses, and a file that is made has the
+    /// permissions that the process gives to files.
     ///
     /// # Errors
     ///
@@ -62,14 +67,25 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT);
         // One writes at a time, anyway, and a queue in the process is fairer than the lock of a file.
-        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.map_err(super::failed)?;
-        let store = Self::new(pool);
+        let pool = SqlitePoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
+        for _ in 0..OPENINGS {
+            match Self::opened(&pool, &options).await {
+                Err(error) if error.is_definite() => sleep(BUSY_TIMEOUT / 4).await,
+                opened => return opened,
+            }
+        }
+        Self::opened(&pool, &options).await
+    }
+
+    /// Several processes that make a file at once are in each other's way.
+    async fn opened(pool: &SqlitePoolOptions, options: &SqliteConnectOptions) -> Result<Self, StoreError> {
+        let store = Self::new(pool.clone().connect_with(options.clone()).await.map_err(super::failed)?);
         store.migrate().await?;
         Ok(store)
     }
 
-    /// A store in the table `idempotency`, on connections of `pool`, for whoever has one. They need a busy timeout, and should
-    /// write ahead.
+    /// A store in the table `idempotency`, on connections of `pool`, for whoever has one. They need a busy timeout. Where they
+    /// do not write ahead (WAL), whoever reads the file holds up whoever writes.
     #[must_use]
     pub fn new(pool: SqlitePool) -> Self {
         Self::in_table(pool, "idempotency".to_owned())
@@ -79,7 +95,7 @@ impl SqliteStore {
     ///
     /// # Errors
     ///
-    /// If a name has other characters than ASCII letters, digits and `_`, begins with a digit, or is longer than 63.
+    /// If a name has other characters than ASCII letters, digits and `_`, begins with a digit, or is longer than 52.
     pub fn table(self, name: &str) -> Result<Self, InvalidTable> {
         Ok(Self::in_table(self.pool, table_name(name)?))
     }
@@ -98,7 +114,7 @@ impl SqliteStore {
     /// What makes the table, as SQL. It can be run again where it is there.
     #[must_use]
     pub fn schema(&self) -> String {
-        with_index(include_str!("sqlite.sql"), &self.table)
+        super::with_index_of_database(include_str!("sqlite.sql"), &self.table)
     }
 
     /// Makes the table if it is not there. Several processes may do so at once.
@@ -117,7 +133,7 @@ impl SqliteStore {
     ///
     /// If the file cannot be written.
     pub async fn sweep(&self, rows: u32) -> Result<u64, StoreError> {
-        let sweep = sqlx::query(AssertSqlSafe(self.statements.sweep.clone())).bind(i64::from(rows));
+        let sweep = sqlx::query(AssertSqlSafe(Arc::clone(&self.statements.sweep))).bind(i64::from(rows));
         Ok(sweep.execute(&self.pool).await.map_err(super::failed)?.rows_affected())
     }
 }
@@ -127,7 +143,7 @@ impl Database for SqliteStore {
         &self.statements
     }
 
-    async fn query(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
+    async fn query(&self, sql: &Arc<str>, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
         super::queried(&self.pool, sql, parameters).await
     }
 
@@ -137,14 +153,6 @@ impl Database for SqliteStore {
             async move { store.sweep(super::SWEEP).await }
         });
     }
-}
-
-/// Fills in a schema. An index is named with its database, and names its table without.
-pub(super) fn with_index(schema: &str, table: &str) -> String {
-    let (database, bare) =
-        table.split_once('.').map_or((String::new(), table), |(database, bare)| (format!("{database}."), bare));
-    let index = format!("{database}{bare}_expires_at");
-    schema.replace("{table}", table).replace("{index}", &index).replace("{bare}", bare)
 }
 
 super::store_by_steps!(SqliteStore);

@@ -1,5 +1,9 @@
 //! The statements of a store, for one database and one table.
 
+use std::sync::Arc;
+
+use super::quoted;
+
 /// How a database says it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dialect {
@@ -12,8 +16,8 @@ pub(super) struct Dialect {
 /// What a step sends: a write, and where that is another statement, a read of what was in its way.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
-    pub(super) write: String,
-    pub(super) read: Option<String>,
+    pub(super) write: Arc<str>,
+    pub(super) read: Option<Arc<str>>,
 }
 
 /// Everything that a store says. Parameters: 1 the key, 2 the claim, then as listed.
@@ -31,7 +35,7 @@ pub(super) struct Statements {
     pub(super) forget: Step,
     pub(super) lookup: Step,
     /// 1 how many.
-    pub(super) sweep: String,
+    pub(super) sweep: Arc<str>,
 }
 
 /// Less than the default of [`Ledger::store_timeout`](crate::Ledger::store_timeout), so that it is refused and not given up.
@@ -46,7 +50,9 @@ const COLUMNS: &str =
 
 impl Statements {
     pub(super) fn of(table: &str, dialect: Dialect) -> Self {
-        let now = if dialect.writes_in_with { "(SELECT ms FROM clock)" } else { dialect.now };
+        let table = &quoted(table);
+        // No table has a name with a space.
+        let now = if dialect.writes_in_with { "(SELECT ms FROM \"the clock\")" } else { dialect.now };
         let text = Text { table, dialect, now };
         let insert = |values: &str, set: &str, when: &str| {
             format!(
@@ -100,7 +106,7 @@ impl Statements {
         let forget = format!(
             "UPDATE {table} AS k SET state = {FREE}, forgotten = true, remembered = true, record = NULL, \
              expires_at = {now} + k.retention \
-             WHERE k.key = $1 AND k.expires_at > {now} AND ($2 OR NOT (k.state = {RUNNING} AND k.lease_until > {now}))"
+             WHERE k.key = $1 AND k.expires_at > {now} AND k.state IN ({FREE}, {RUNNING}, {DONE}) AND ($2 OR NOT (k.state = {RUNNING} AND k.lease_until > {now}))"
         );
         Self {
             claim: text.step(&claim, "claim = $2"),
@@ -108,8 +114,8 @@ impl Statements {
             complete: text.step(&complete, "claim = $2"),
             release: text.step(&release, "claim = $2"),
             forget: text.step(&forget, "false"),
-            lookup: Step { write: text.alone(&text.read("false")), read: None },
-            sweep: text.alone(&text.sweep()),
+            lookup: Step { write: text.alone(&text.read("false")).into(), read: None },
+            sweep: text.alone(&text.sweep()).into(),
         }
     }
 }
@@ -126,16 +132,17 @@ impl Text<'_> {
         let wrote = self.row("true", "false", "NULL");
         let write = format!("{write} RETURNING {wrote}");
         if !self.dialect.writes_in_with {
-            return Step { write, read: Some(self.read(mine)) };
+            return Step { write: write.into(), read: Some(self.read(mine).into()) };
         }
         let columns = "wrote, attempt, state, mine, fingerprint, forgotten, lease_left, expires_in, record";
         let read = self.read(mine);
         Step {
             write: format!(
-                "WITH {}, wrote AS ({write}) SELECT {columns} FROM wrote \
-                 UNION ALL ({read} AND NOT EXISTS (SELECT FROM wrote))",
+                "WITH {}, \"the write\" AS ({write}) SELECT {columns} FROM \"the write\" \
+                 UNION ALL ({read} AND NOT EXISTS (SELECT FROM \"the write\"))",
                 self.clock(),
-            ),
+            )
+            .into(),
             read: None,
         }
     }
@@ -170,6 +177,8 @@ impl Text<'_> {
     /// caller that gives up leaves its statement waiting, on a connection that others need.
     fn clock(&self) -> String {
         let now = self.dialect.now;
-        format!("clock AS MATERIALIZED (SELECT {now} AS ms, set_config('lock_timeout', '{LOCK_TIMEOUT_MS}', true))")
+        format!(
+            "\"the clock\" AS MATERIALIZED (SELECT {now} AS ms, set_config('lock_timeout', '{LOCK_TIMEOUT_MS}', true))"
+        )
     }
 }
