@@ -342,3 +342,74 @@ async fn many_may_make_one_file() {
     let opened = join_all((0..8).map(|_| SqliteStore::open(&path))).await;
     assert!(opened.iter().all(Result::is_ok), "{opened:?}");
 }
+
+/// How many connections listen, to all of this server's stores.
+async fn listeners(pool: &PgPool) -> i64 {
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND pid <> pg_backend_pid()";
+    sqlx::query_scalar(count).fetch_one(pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn who_waits_is_told_of_the_end_and_nobody_listens_for_nothing() {
+    let server = PostgresServer::start();
+    let pool = server.pool().await;
+    let store = PostgresStore::open(&server.url()).unwrap();
+    store.migrate().await.unwrap();
+    // On one connection: what listens is another.
+    let options = server.url().parse::<sqlx::postgres::PgConnectOptions>().unwrap();
+    let other = PostgresStore::new(PgPoolOptions::new().max_connections(1).connect_with(options).await.unwrap());
+    for end in 0..3 {
+        let key = key();
+        let claim = acquire(&store, &key, Claim::new(LONG, LONG)).await;
+        let (one, two) = (other.clone(), other.clone());
+        let watch = |store: PostgresStore| tokio::spawn(async move { store.changed(&key).await });
+        let mut watches = vec![watch(one), watch(two)];
+        let watched = format!("SELECT count(*) FROM {} WHERE watched AND state = 1", store.table_name());
+        until(async || {
+            let watched: i64 = sqlx::query_scalar(AssertSqlSafe(watched.clone())).fetch_one(&pool).await.unwrap();
+            (watched, listeners(&pool).await) == (1, 1)
+        })
+        .await;
+        // A connection that has just been made has everybody look. They wait again, as a flight does.
+        sleep(Duration::from_millis(100)).await;
+        watches.retain(|watch| !watch.is_finished());
+        watches.push(watch(other.clone()));
+        sleep(Duration::from_millis(50)).await;
+        assert!(!watches.iter().any(tokio::task::JoinHandle::is_finished));
+        match end {
+            0 => drop(store.complete(&key, &claim, "record".into()).await.unwrap()),
+            1 => drop(store.release(&key, &claim, LONG).await.unwrap()),
+            _ => drop(store.forget(&key, true).await.unwrap()),
+        }
+        for watch in watches {
+            timeout(Duration::from_secs(5), watch).await.expect("it is told").unwrap();
+        }
+        other.claim(&key, &Claim::new(LONG, LONG)).await.unwrap();
+    }
+    until(async || listeners(&pool).await == 0).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_lost_has_everybody_look() {
+    let server = PostgresServer::start();
+    let pool = server.pool().await;
+    let store = PostgresStore::open(&server.url()).unwrap();
+    store.migrate().await.unwrap();
+    let key = key();
+    acquire(&store, &key, Claim::new(LONG, LONG)).await;
+    let watching = store.clone();
+    let watch = tokio::spawn(async move {
+        // The first is that of the connection that has been made.
+        for _ in 0..2 {
+            watching.changed(&key).await;
+        }
+    });
+    until(async || listeners(&pool).await == 1).await;
+    sleep(Duration::from_millis(100)).await;
+    assert!(!watch.is_finished());
+    sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+        .execute(&pool)
+        .await
+        .unwrap();
+    timeout(Duration::from_secs(5), watch).await.expect("everybody looks").unwrap();
+}

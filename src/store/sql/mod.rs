@@ -6,6 +6,8 @@
 
 pub(super) mod dedup;
 #[cfg(feature = "postgres")]
+mod listen;
+#[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
@@ -26,6 +28,7 @@ use tokio::time::timeout;
 use self::statements::Statements;
 use super::{Claim, Claimed, Entry, Forgotten, Hold, State, StoreError};
 use crate::fingerprint::Fingerprint;
+use crate::key::Key;
 
 /// A database as a store speaks to it.
 trait Database: Send + Sync + 'static {
@@ -37,6 +40,9 @@ trait Database: Send + Sync + 'static {
         sql: &Arc<str>,
         parameters: &[Parameter<'_>],
     ) -> impl Future<Output = Result<Option<Row>, sqlx::Error>> + Send;
+
+    /// Returns when the key may have changed. See [`Store::changed`](super::Store::changed).
+    fn changed(&self, key: &Key) -> impl Future<Output = ()> + Send;
 
     /// Removes some expired rows in the background, unless that is going on.
     fn sweep_now_and_then(&self);
@@ -362,9 +368,8 @@ macro_rules! store_by_steps {
                 0
             }
 
-            /// It has no hints.
-            async fn changed(&self, _: &Key) {
-                std::future::pending().await
+            async fn changed(&self, key: &Key) {
+                Database::changed(self, key).await
             }
         }
     };

@@ -3,8 +3,8 @@
 //! Each step is one statement in a transaction of its own. The time is that of the server's clock, so processes need not agree
 //! on theirs. What is acknowledged lasts as the server's `synchronous_commit` says.
 //!
-//! While a duplicate waits for another process it looks every 50 to 375 ms. A first delivery costs two statements, a
-//! duplicate one.
+//! While a duplicate waits for another process, one more connection listens for the end of it (`LISTEN`), and it looks every 50 to
+//! 375 ms all the same. A first delivery costs two statements, a duplicate one.
 //!
 //! Behind PgBouncer it needs sessions of its own, or 1.21 and later with `max_prepared_statements`: a statement that is prepared on
 //! one connection and run on another may be another's.
@@ -12,6 +12,7 @@
 //! The user needs `SELECT`, `INSERT`, `UPDATE` and `DELETE` on the table. The table is made by [`migrate`](PostgresStore::migrate), or by whatever manages your schema from what
 //! [`schema`](PostgresStore::schema) says. Expired rows are removed in the background, 256 after each 64 new keys.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use bytes::Bytes;
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
+use super::listen::Watchers;
 use super::statements::{Dialect, Statements};
 use super::{Database, InvalidTable, Parameter, Row, Sweeper, steps, table_name};
 use crate::key::Key;
@@ -48,6 +50,7 @@ pub struct PostgresStore {
     table: Arc<str>,
     statements: Arc<Statements>,
     sweeper: Arc<Sweeper>,
+    watchers: Arc<Watchers>,
 }
 
 impl PostgresStore {
@@ -88,7 +91,7 @@ impl PostgresStore {
 
     fn in_table(pool: PgPool, table: String) -> Self {
         let statements = Arc::new(Statements::of(&table, DIALECT));
-        Self { pool, table: table.into(), statements, sweeper: Arc::default() }
+        Self { pool, table: table.into(), statements, sweeper: Arc::default(), watchers: Arc::default() }
     }
 
     /// The name of its table.
@@ -146,6 +149,18 @@ impl Database for PostgresStore {
 
     async fn query(&self, sql: &Arc<str>, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
         super::queried(&self.pool, sql, parameters).await
+    }
+
+    async fn changed(&self, key: &Key) {
+        let watch = self.watchers.watch(*key, &self.pool);
+        let told = watch.told();
+        let sql = &self.statements.watch;
+        let marked = sqlx::query(AssertSqlSafe(Arc::clone(sql))).bind(&key.as_bytes()[..]).execute(&self.pool).await;
+        // Without the mark nobody tells.
+        if marked.is_err() {
+            pending().await
+        }
+        told.await;
     }
 
     fn sweep_now_and_then(&self) {

@@ -11,6 +11,8 @@ CREATE TABLE IF NOT EXISTS {table} (
     forgotten boolean NOT NULL,
     remembered boolean NOT NULL,
     record bytea,
-    expires_at bigint NOT NULL
+    expires_at bigint NOT NULL,
+    -- Whether somebody waits for the attempt that runs.
+    watched boolean NOT NULL DEFAULT false
 );
 CREATE INDEX IF NOT EXISTS {index} ON {table} (expires_at);

@@ -6,6 +6,7 @@
 //! [`open`](SqliteStore::open) has the file written ahead (WAL) and synchronised at each commit, so that what is acknowledged outlives the
 //! process and the machine. While a duplicate waits for another process it looks every 50 to 375 ms.
 
+use std::future::pending;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -145,6 +146,11 @@ impl Database for SqliteStore {
 
     async fn query(&self, sql: &Arc<str>, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
         super::queried(&self.pool, sql, parameters).await
+    }
+
+    /// It has no hints.
+    async fn changed(&self, _: &Key) {
+        pending().await
     }
 
     fn sweep_now_and_then(&self) {

@@ -34,12 +34,18 @@ pub(super) struct Statements {
     /// 2 whether by force.
     pub(super) forget: Step,
     pub(super) lookup: Step,
+    /// That somebody waits. Without parameters but the key.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "SQLite tells nobody"))]
+    pub(super) watch: Arc<str>,
     /// 1 how many.
     pub(super) sweep: Arc<str>,
 }
 
 /// Less than the default of [`Ledger::store_timeout`](crate::Ledger::store_timeout), so that it is refused and not given up.
 const LOCK_TIMEOUT_MS: u32 = 200;
+
+/// Where the end of an attempt is told that somebody waits for.
+pub(super) const CHANNEL: &str = "idempotency";
 
 const FREE: i64 = super::Phase::Free.number();
 const RUNNING: i64 = super::Phase::Running.number();
@@ -109,12 +115,14 @@ impl Statements {
              WHERE k.key = $1 AND k.expires_at > {now} AND k.state IN ({FREE}, {RUNNING}, {DONE}) AND ($2 OR NOT (k.state = {RUNNING} AND k.lease_until > {now}))"
         );
         Self {
-            claim: text.step(&claim, "claim = $2"),
-            renew: text.step(&renew, "claim = $2"),
-            complete: text.step(&complete, "claim = $2"),
-            release: text.step(&release, "claim = $2"),
-            forget: text.step(&forget, "false"),
+            claim: text.step(&claim, "claim = $2", false),
+            renew: text.step(&renew, "claim = $2", false),
+            complete: text.step(&complete, "claim = $2", true),
+            release: text.step(&release, "claim = $2", true),
+            forget: text.step(&forget, "false", true),
             lookup: Step { write: text.alone(&text.read("false")).into(), read: None },
+            watch: format!("UPDATE {table} SET watched = true WHERE key = $1 AND state = {RUNNING} AND NOT watched")
+                .into(),
             sweep: text.alone(&text.sweep()).into(),
         }
     }
@@ -128,17 +136,21 @@ struct Text<'a> {
 }
 
 impl Text<'_> {
-    fn step(&self, write: &str, mine: &str) -> Step {
+    /// A write, and what was in its way. The end of an attempt is told, where somebody waits for it.
+    fn step(&self, write: &str, mine: &str, ends: bool) -> Step {
         let wrote = self.row("true", "false", "NULL");
         let write = format!("{write} RETURNING {wrote}");
         if !self.dialect.writes_in_with {
             return Step { write: write.into(), read: Some(self.read(mine).into()) };
         }
+        let told =
+            if ends { "CASE WHEN watched THEN pg_notify('{channel}', encode($1, 'hex'))::text END" } else { "NULL" };
+        let told = told.replace("{channel}", CHANNEL);
         let columns = "wrote, attempt, state, mine, fingerprint, forgotten, lease_left, expires_in, record";
-        let read = self.read(mine);
+        let read = self.select(&format!("{}, NULL", self.row("false", mine, "record")));
         Step {
             write: format!(
-                "WITH {}, \"the write\" AS ({write}) SELECT {columns} FROM \"the write\" \
+                "WITH {}, \"the write\" AS ({write}, watched) SELECT {columns}, {told} AS told FROM \"the write\" \
                  UNION ALL ({read} AND NOT EXISTS (SELECT FROM \"the write\"))",
                 self.clock(),
             )
@@ -148,7 +160,11 @@ impl Text<'_> {
     }
 
     fn read(&self, mine: &str) -> String {
-        format!("SELECT {} FROM {} WHERE key = $1", self.row("false", mine, "record"), self.table)
+        self.select(&self.row("false", mine, "record"))
+    }
+
+    fn select(&self, columns: &str) -> String {
+        format!("SELECT {columns} FROM {} WHERE key = $1", self.table)
     }
 
     fn row(&self, wrote: &str, mine: &str, record: &str) -> String {

@@ -1,0 +1,158 @@
+//! Hints from PostgreSQL: one connection listens for all keys that somebody waits for, as long as somebody does.
+//!
+//! The row says whether anybody waits, and only then is its end told: a `NOTIFY` takes one lock of the whole database at its commit.
+//! Nothing depends on it. Who waits looks all the same, and what is lost costs a pause between two looks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::{PgListener, PgPool, PgPoolOptions};
+use tokio::sync::Notify;
+use tokio::time::{interval, sleep};
+
+use super::statements::CHANNEL;
+use crate::key::Key;
+use crate::sync::{Mutex, lock};
+
+/// How long a connection is given before it is tried again, and how often it is looked whether anybody waits.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Who waits for which keys.
+#[derive(Debug, Default)]
+pub(super) struct Watchers(Mutex<Watched>);
+
+#[derive(Debug, Default)]
+struct Watched {
+    keys: HashMap<Key, (Arc<Notify>, usize)>,
+    /// Whether a task listens, or is about to.
+    is_listening: bool,
+}
+
+/// That somebody waits for a key.
+pub(super) struct Watch {
+    watchers: Arc<Watchers>,
+    key: Key,
+    told: Arc<Notify>,
+}
+
+/// That a task listens, also when its runtime ends.
+struct Listening(Arc<Watchers>);
+
+// === impl Watchers ===
+
+impl Watchers {
+    /// Waits for a key from now on, on a connection like those of `pool` that everybody shares.
+    pub(super) fn watch(self: &Arc<Self>, key: Key, pool: &PgPool) -> Watch {
+        let mut watched = lock(&self.0);
+        let (told, count) = watched.keys.entry(key).or_default();
+        *count += 1;
+        let told = Arc::clone(told);
+        if !watched.is_listening {
+            watched.is_listening = true;
+            tokio::spawn(listen(Listening(Arc::clone(self)), pool.clone()));
+        }
+        drop(watched);
+        Watch { watchers: Arc::clone(self), key, told }
+    }
+
+    fn tell(&self, key: &str) {
+        let Ok(key) = hex(key).map(Key::from).ok_or(()) else { return };
+        if let Some((told, _)) = lock(&self.0).keys.get(&key) {
+            told.notify_waiters();
+        }
+    }
+
+    fn tell_all(&self) {
+        lock(&self.0).keys.values().for_each(|(told, _)| told.notify_waiters());
+    }
+
+    /// Whether nobody waits any more. Who comes after that has another task listen.
+    fn are_gone(&self) -> bool {
+        let mut watched = lock(&self.0);
+        watched.is_listening = !watched.keys.is_empty();
+        !watched.is_listening
+    }
+}
+
+async fn listen(listening: Listening, pool: PgPool) {
+    let watchers = &*listening.0;
+    // Not one of the pool's: it may have but one, and is needed for the steps.
+    let options = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
+    let pool = options.connect_lazy_with((*pool.connect_options()).clone());
+    while !watchers.are_gone() {
+        if let Ok(mut listener) = PgListener::connect_with(&pool).await
+            && listener.listen(CHANNEL).await.is_ok()
+        {
+            // What was told before is lost, so everybody looks.
+            watchers.tell_all();
+            let mut looks = interval(PAUSE);
+            loop {
+                tokio::select! {
+                    told = listener.try_recv() => match told {
+                        Ok(Some(notification)) => watchers.tell(notification.payload()),
+                        // The connection was lost.
+                        Ok(None) | Err(_) => break,
+                    },
+                    _ = looks.tick() => {
+                        if watchers.are_gone() {
+                            return;
+                        }
+                    }
+                }
+            }
+            watchers.tell_all();
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+fn hex(text: &str) -> Option<[u8; 24]> {
+    let mut bytes = [0; 24];
+    if text.len() != 2 * bytes.len() || !text.is_ascii() {
+        return None;
+    }
+    for (position, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * position..2 * position + 2)?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+// === impl Watch ===
+
+impl Watch {
+    pub(super) fn told(&self) -> impl Future<Output = ()> {
+        self.told.notified()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut watched = lock(&self.watchers.0);
+        if let Some((_, count)) = watched.keys.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                watched.keys.remove(&self.key);
+            }
+        }
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        lock(&self.0.0).is_listening = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_from_its_digits() {
+        assert_eq!(hex(&"0aFf".repeat(12)), Some([[0x0a, 0xff]; 12].concat().try_into().unwrap()));
+        for none in ["", "0a", &"0g".repeat(24), &"+1".repeat(24), &"é".repeat(24)] {
+            assert_eq!(hex(none), None, "{none}");
+        }
+    }
+}
