@@ -19,11 +19,12 @@ use super::{signal, until};
 /// PostgreSQL does not run as root, so then it is nobody's.
 const NOBODY: u32 = 65534;
 
-/// A server in a directory of its own, without caring for its disk; ended when dropped.
+/// A server in a directory of its own, which does not care for its disk unless it is told to; ended when dropped.
 pub struct PostgresServer {
     child: Child,
     port: u16,
     dir: PathBuf,
+    setting: &'static str,
     _parent: Sender<()>,
 }
 
@@ -42,6 +43,15 @@ impl PostgresServer {
     }
 
     pub fn start() -> Self {
+        Self::start_with("fsync=off")
+    }
+
+    /// As one has it who cares: what is committed is on the disk.
+    pub fn durable() -> Self {
+        Self::start_with("fsync=on")
+    }
+
+    fn start_with(setting: &'static str) -> Self {
         // Where nobody may go: the directory of the tests may be root's.
         let dir = env::temp_dir().join(format!("idempotency-postgres-{:016x}", rand::random::<u64>()));
         fs::create_dir(&dir).expect("a directory");
@@ -57,8 +67,8 @@ impl PostgresServer {
             .expect("initdb: ./tests/run installs it");
         assert!(made.success(), "initdb fails");
         let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
-        let (child, parent) = run(&data, port);
-        Self { child, port, dir, _parent: parent }
+        let (child, parent) = run(&data, port, setting);
+        Self { child, port, dir, setting, _parent: parent }
     }
 
     /// Stops it at once, as in a crash.
@@ -70,7 +80,7 @@ impl PostgresServer {
 
     /// Starts what was stopped, with what it had.
     pub fn start_again(&mut self) {
-        (self.child, self._parent) = run(&self.dir.join("data"), self.port);
+        (self.child, self._parent) = run(&self.dir.join("data"), self.port, self.setting);
     }
 
     pub fn url(&self) -> String {
@@ -105,10 +115,10 @@ impl Drop for PostgresServer {
 }
 
 /// Starts a server, with what keeps it.
-fn run(data: &Path, port: u16) -> (Child, Sender<()>) {
+fn run(data: &Path, port: u16, setting: &str) -> (Child, Sender<()>) {
     let mut command = program("postgres");
     command.arg("-D").arg(data).arg("-p").arg(port.to_string());
-    for setting in ["fsync=off", "listen_addresses=127.0.0.1", "max_connections=200", "unix_socket_directories="] {
+    for setting in [setting, "listen_addresses=127.0.0.1", "max_connections=200", "unix_socket_directories="] {
         command.args(["-c", setting]);
     }
     command.stdout(Stdio::null()).stderr(Stdio::null());
