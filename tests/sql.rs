@@ -284,14 +284,14 @@ async fn a_file_that_somebody_writes_is_a_refusal() {
 /// Without writing ahead, whoever reads keeps a writer from committing. That is heard of after the row that the write returns.
 #[tokio::test]
 async fn a_write_that_could_not_be_committed_is_none() {
-    let (store, dir) = file().await;
-    drop(store);
-    let path = dir.path().join("store.db");
-    let url = format!("sqlite://{}", path.display());
+    let dir = Scratch::new();
+    let url = format!("sqlite://{}", dir.path().join("store.db").display());
     let options: sqlx::sqlite::SqliteConnectOptions = url.parse().unwrap();
-    let options = options.journal_mode(sqlx::sqlite::SqliteJournalMode::Delete).busy_timeout(BLINK);
+    let options = options.create_if_missing(true).journal_mode(sqlx::sqlite::SqliteJournalMode::Delete);
+    let options = options.busy_timeout(BLINK);
     let pool = sqlx::sqlite::SqlitePoolOptions::new().connect_with(options).await.unwrap();
     let store = SqliteStore::new(pool);
+    store.migrate().await.unwrap();
     let (running, done) = (key(), key());
     let claim = acquire(&store, &done, Claim::new(LONG, LONG)).await;
     let mut reader = SqliteConnection::connect(&url).await.unwrap();
@@ -364,10 +364,11 @@ async fn who_waits_is_told_of_the_end_and_nobody_listens_for_nothing() {
         let (one, two) = (other.clone(), other.clone());
         let watch = |store: PostgresStore| tokio::spawn(async move { store.changed(&key).await });
         let mut watches = vec![watch(one), watch(two)];
-        let watched = format!("SELECT count(*) FROM {} WHERE watched AND state = 1", store.table_name());
+        let watched = format!("SELECT watched FROM {} WHERE key = $1", store.table_name());
         until(async || {
-            let watched: i64 = sqlx::query_scalar(AssertSqlSafe(watched.clone())).fetch_one(&pool).await.unwrap();
-            (watched, listeners(&pool).await) == (1, 1)
+            let watched = sqlx::query_scalar(AssertSqlSafe(watched.clone())).bind(&key.as_bytes()[..]);
+            let watched: bool = watched.fetch_one(&pool).await.unwrap();
+            watched && listeners(&pool).await == 1
         })
         .await;
         // A connection that has just been made has everybody look. They wait again, as a flight does.

@@ -109,7 +109,7 @@ async fn listen(listening: Listening, pool: PgPool) {
 
 fn hex(text: &str) -> Option<[u8; 24]> {
     let mut bytes = [0; 24];
-    if text.len() != 2 * bytes.len() || !text.is_ascii() {
+    if text.len() != 2 * bytes.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
     for (position, byte) in bytes.iter_mut().enumerate() {

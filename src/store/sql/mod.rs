@@ -1,8 +1,8 @@
-//! What the stores in SQL databases share: one row per key, one statement per step, the database's clock.
+//! What the stores in SQL databases share: one row per key, one statement to change it, the database's clock.
 //!
 //! Each step writes by an `INSERT … ON CONFLICT DO UPDATE … WHERE`, which takes effect only where the state of the row allows it, and
-//! where it did not, reads the row to say why. What is read may be older than what the write met: then it says nothing, and
-//! the step is tried again.
+//! where it did not, reads the row to say why. What is read may be newer than what the write met, and allow it after all: then
+//! it says nothing, and the step is tried again.
 
 pub(super) mod dedup;
 #[cfg(feature = "postgres")]
@@ -32,6 +32,9 @@ use crate::key::Key;
 
 /// A database as a store speaks to it.
 trait Database: Send + Sync + 'static {
+    /// Whether a claim looks at the row before it tries to take it.
+    const READS_FIRST: bool;
+
     fn statements(&self) -> &Statements;
 
     /// The row that a statement writes or reads, if there is one.

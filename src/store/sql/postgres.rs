@@ -4,7 +4,7 @@
 //! on theirs. What is acknowledged lasts as the server's `synchronous_commit` says.
 //!
 //! While a duplicate waits for another process, one more connection listens for the end of it (`LISTEN`), and it looks every 50 to
-//! 375 ms all the same. A first delivery costs two statements, a duplicate one.
+//! 375 ms all the same. A first delivery costs two statements, a duplicate as many.
 //!
 //! Behind PgBouncer it needs sessions of its own, or 1.21 and later with `max_prepared_statements`: a statement that is prepared on
 //! one connection and run on another may be another's.
@@ -29,7 +29,17 @@ use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, Store, StoreError};
 /// The time of the server's clock, in milliseconds since 1970.
 pub(super) const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 
-const DIALECT: Dialect = Dialect { now: NOW, writes_in_with: true };
+/// The lock timeout is less than the default of [`Ledger::store_timeout`](crate::Ledger::store_timeout), so that a step is refused and
+/// not given up. It holds for this statement's transaction, which ends with it.
+const BOUNDED_NOW: &str = "CASE WHEN set_config('lock_timeout', '200', true) IS NOT NULL \
+                           THEN (extract(epoch FROM clock_timestamp()) * 1000)::bigint END";
+
+const DIALECT: Dialect = Dialect {
+    now: NOW,
+    bounded_now: BOUNDED_NOW,
+    tell: Some("pg_notify('idempotency', encode(key, 'hex'))::text"),
+    unheld: "FOR UPDATE SKIP LOCKED",
+};
 
 /// A store in a table of PostgreSQL 12 or later. Cheap to clone; clones are one store.
 ///
@@ -143,6 +153,9 @@ impl PostgresStore {
 }
 
 impl Database for PostgresStore {
+    // First deliveries are what is to be fast, and their write is what finds out.
+    const READS_FIRST: bool = false;
+
     fn statements(&self) -> &Statements {
         &self.statements
     }

@@ -24,7 +24,7 @@ use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, Store, StoreError};
 /// The time of the machine's clock, in milliseconds since 1970.
 pub(super) const NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)";
 
-const DIALECT: Dialect = Dialect { now: NOW, writes_in_with: false };
+const DIALECT: Dialect = Dialect { now: NOW, bounded_now: NOW, tell: None, unheld: "" };
 
 /// How long a process waits for another that writes. Less than the default of
 /// [`Ledger::store_timeout`](crate::Ledger::store_timeout), so that it is refused and not given up.
@@ -140,6 +140,9 @@ impl SqliteStore {
 }
 
 impl Database for SqliteStore {
+    // Who reads waits for nobody who writes.
+    const READS_FIRST: bool = true;
+
     fn statements(&self) -> &Statements {
         &self.statements
     }

@@ -13,14 +13,15 @@ use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, StoreError};
 /// How often a step is tried that others were faster than, or that the database has undone for their sake.
 const MAX_TRIES: usize = 8;
 
-pub(super) async fn claim(database: &impl Database, key: &Key, claim: &Claim) -> Result<Claimed, StoreError> {
+pub(super) async fn claim<D: Database>(database: &D, key: &Key, claim: &Claim) -> Result<Claimed, StoreError> {
     let [key, id, lease, retention, fingerprint] = named(key, claim);
     let parameters = [key, id, lease, retention, fingerprint, Flag(claim.refuse_other)];
     let step = &database.statements().claim;
-    // Where it takes a statement of its own to see what is in the way, a duplicate needs no other.
-    let seen = look(database, step, &parameters).await.map_err(failed)?;
-    if let Some(answer) = seen.and_then(|row| row.claimed(claim)) {
-        return Ok(answer);
+    if D::READS_FIRST {
+        let seen = database.query(&step.read, &parameters[..step.reads]).await.map_err(failed)?;
+        if let Some(answer) = seen.and_then(|row| row.claimed(claim)) {
+            return Ok(answer);
+        }
     }
     let claimed = settle(database, step, &parameters, |row| row?.claimed(claim)).await?;
     if let Claimed::Acquired { attempt: 1 } = claimed {
@@ -65,8 +66,8 @@ pub(super) async fn forget(database: &impl Database, key: &Key, force: bool) -> 
 }
 
 pub(super) async fn lookup(database: &impl Database, key: &Key) -> Result<Option<Entry>, StoreError> {
-    let parameters = [Blob(key.as_bytes())];
-    settle(database, &database.statements().lookup, &parameters, |row| Some(row.and_then(Row::entry))).await
+    let row = database.query(&database.statements().lookup, &[Blob(key.as_bytes())]).await.map_err(failed)?;
+    Ok(row.and_then(Row::entry))
 }
 
 /// What every step says of a claim.
@@ -83,16 +84,8 @@ fn named<'a>(key: &'a Key, claim: &'a Claim) -> [Parameter<'a>; 5] {
 /// Sends a step, and returns the row that it wrote or that was in its way.
 async fn send(database: &impl Database, step: &Step, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
     match database.query(&step.write, parameters).await? {
-        None => look(database, step, parameters).await,
+        None => database.query(&step.read, &parameters[..parameters.len().min(step.reads)]).await,
         written => Ok(written),
-    }
-}
-
-/// Reads what is in the way of a step, unless the step itself says so.
-async fn look(database: &impl Database, step: &Step, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
-    match &step.read {
-        Some(read) => database.query(read, parameters).await,
-        None => Ok(None),
     }
 }
 
