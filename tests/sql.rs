@@ -6,6 +6,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -361,9 +362,17 @@ async fn who_waits_is_told_of_the_end_and_nobody_listens_for_nothing() {
     for end in 0..3 {
         let key = key();
         let claim = acquire(&store, &key, Claim::new(LONG, LONG)).await;
-        let (one, two) = (other.clone(), other.clone());
-        let watch = |store: PostgresStore| tokio::spawn(async move { store.changed(&key).await });
-        let mut watches = vec![watch(one), watch(two)];
+        let hints = Arc::new(AtomicUsize::new(0));
+        // They wait again when they are told, as a flight does: a connection that has just been made has everybody look.
+        let watches = [(); 2].map(|()| {
+            let (store, hints) = (other.clone(), Arc::clone(&hints));
+            tokio::spawn(async move {
+                loop {
+                    store.changed(&key).await;
+                    hints.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        });
         let watched = format!("SELECT watched FROM {} WHERE key = $1", store.table_name());
         until(async || {
             let watched = sqlx::query_scalar(AssertSqlSafe(watched.clone())).bind(&key.as_bytes()[..]);
@@ -371,20 +380,17 @@ async fn who_waits_is_told_of_the_end_and_nobody_listens_for_nothing() {
             watched && listeners(&pool).await == 1
         })
         .await;
-        // A connection that has just been made has everybody look. They wait again, as a flight does.
-        sleep(Duration::from_millis(100)).await;
-        watches.retain(|watch| !watch.is_finished());
-        watches.push(watch(other.clone()));
-        sleep(Duration::from_millis(50)).await;
-        assert!(!watches.iter().any(tokio::task::JoinHandle::is_finished));
+        sleep(Duration::from_millis(200)).await;
+        let before = hints.load(Ordering::SeqCst);
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(hints.load(Ordering::SeqCst), before, "nothing has happened");
         match end {
             0 => drop(store.complete(&key, &claim, "record".into()).await.unwrap()),
             1 => drop(store.release(&key, &claim, LONG).await.unwrap()),
             _ => drop(store.forget(&key, true).await.unwrap()),
         }
-        for watch in watches {
-            timeout(Duration::from_secs(5), watch).await.expect("it is told").unwrap();
-        }
+        until(async || hints.load(Ordering::SeqCst) >= before + 2).await;
+        watches.iter().for_each(tokio::task::JoinHandle::abort);
         other.claim(&key, &Claim::new(LONG, LONG)).await.unwrap();
     }
     until(async || listeners(&pool).await == 0).await;
