@@ -4,7 +4,6 @@
 
 mod common;
 
-use std::env;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -38,10 +37,7 @@ struct Answer {
 
 impl Shop {
     async fn open(delay_ms: &str) -> Self {
-        // Cargo builds examples with the tests, beside them.
-        let target = env::current_exe().unwrap();
-        let binary = target.parent().and_then(|deps| deps.parent()).unwrap().join("examples/double_click");
-        let mut command = Command::from(common::mortal(binary.to_str().unwrap()));
+        let mut command = Command::from(common::example("double_click"));
         command.env("ADDR", "127.0.0.1:0").env("DELAY_MS", delay_ms);
         let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("the example, built");
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();

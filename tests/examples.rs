@@ -4,7 +4,6 @@
 
 mod common;
 
-use std::env;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -37,10 +36,7 @@ struct Answer {
 
 impl Example {
     async fn start(name: &str, settings: &[(&str, &str)]) -> Self {
-        // Cargo builds examples with the tests, beside them.
-        let target = env::current_exe().unwrap();
-        let binary = target.parent().and_then(|deps| deps.parent()).unwrap().join("examples").join(name);
-        let mut command = Command::from(common::mortal(binary.to_str().unwrap()));
+        let mut command = Command::from(common::example(name));
         for unset in ["DATABASE_URL", "REDIS_URL", "WITHOUT_ROW"] {
             command.env_remove(unset);
         }

@@ -4,8 +4,6 @@
 
 mod common;
 
-use std::env;
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -42,7 +40,7 @@ struct Answer {
 
 impl Shop {
     async fn open(settings: &[(&str, &str)]) -> Self {
-        let mut command = Command::from(common::mortal(binary().to_str().unwrap()));
+        let mut command = Command::from(common::example("orders"));
         command
             .env("ADDR", "127.0.0.1:0")
             .env_remove("REDIS_URL")
@@ -97,12 +95,6 @@ impl Shop {
     async fn metrics(&self) -> Metrics {
         Metrics::parse(&self.page("/metrics").await)
     }
-}
-
-/// Cargo builds examples with the tests, beside them.
-fn binary() -> PathBuf {
-    let target = env::current_exe().unwrap();
-    target.parent().and_then(|deps| deps.parent()).unwrap().join("examples/orders")
 }
 
 #[tokio::test]

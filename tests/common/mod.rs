@@ -16,6 +16,8 @@ pub mod sentinel;
 pub mod server;
 pub mod stores;
 
+use std::env;
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -33,14 +35,26 @@ pub async fn until(mut holds: impl AsyncFnMut() -> bool) {
 }
 
 /// A command that, where there is `setpriv`, does not outlive a test that is killed.
-pub fn mortal(program: &str) -> Command {
+pub fn mortal(program: impl AsRef<OsStr>) -> Command {
+    through_setpriv(program, &["--pdeathsig", "KILL"])
+}
+
+/// A command that is run with these settings of `setpriv`, where there is one.
+pub fn through_setpriv(program: impl AsRef<OsStr>, settings: &[&str]) -> Command {
     let setpriv = Path::new("/usr/bin/setpriv");
     if !setpriv.exists() {
         return Command::new(program);
     }
     let mut command = Command::new(setpriv);
-    command.args(["--pdeathsig", "KILL", program]);
+    command.args(settings).arg(program);
     command
+}
+
+/// An example, which Cargo builds with the tests, beside them.
+pub fn example(name: &str) -> Command {
+    let target = env::current_exe().expect("a test");
+    let built = target.parent().and_then(Path::parent).expect("the directory of a profile");
+    mortal(built.join("examples").join(name))
 }
 
 /// Sends a process a signal, such as `STOP` and `CONT`.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use tower_idempotency::PostgresStore;
 
-use super::{signal, until};
+use super::{signal, through_setpriv, until};
 
 /// PostgreSQL does not run as root, so then it is nobody's.
 const NOBODY: u32 = 65534;
@@ -134,12 +134,13 @@ fn run(data: &Path, port: u16, setting: &str) -> (Child, Sender<()>) {
 
 /// One of its programs, which does not outlive a test that is killed.
 fn program(name: &str) -> Command {
-    let mut command = Command::new("setpriv");
+    let nobody = NOBODY.to_string();
+    let mut settings = vec!["--pdeathsig", "QUIT"];
     if is_root() {
-        let nobody = NOBODY.to_string();
-        command.args(["--reuid", &nobody, "--regid", &nobody, "--clear-groups"]);
+        settings.extend(["--reuid", &nobody, "--regid", &nobody, "--clear-groups"]);
     }
-    command.args(["--pdeathsig", "QUIT"]).arg(path(name)).current_dir("/");
+    let mut command = through_setpriv(path(name), &settings);
+    command.current_dir("/");
     command
 }
 

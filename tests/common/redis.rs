@@ -136,7 +136,7 @@ fn free_ports() -> u16 {
 }
 
 fn spawn(listen: &str, port: u16, dir: &Path, args: &[String]) -> Child {
-    let mut command = super::mortal(&program());
+    let mut command = super::mortal(program());
     command.args(["--port", "0", listen, &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
     // What a replica receives it writes to a file.
     command.arg("--dir").arg(dir).args(args);

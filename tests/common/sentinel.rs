@@ -129,7 +129,7 @@ impl Sentinel {
         );
         let path = dir.path().join("sentinel.conf");
         fs::write(&path, config).expect("a file");
-        let mut command = mortal(&program());
+        let mut command = mortal(program());
         command.arg(path).arg("--sentinel").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Self { child: command.spawn().expect("redis-server as a sentinel"), port, _dir: dir }
     }

@@ -1,15 +1,10 @@
 //! The example says what its docs say.
 
-use std::env;
-
 use tokio::process::Command;
 
 #[tokio::test]
 async fn a_payment_is_called_twice_and_charged_once() {
-    // Cargo builds examples with the tests, beside them.
-    let target = env::current_exe().unwrap();
-    let binary = target.parent().and_then(|deps| deps.parent()).unwrap().join("examples/grpc");
-    let output = Command::from(crate::common::mortal(binary.to_str().unwrap())).output().await.unwrap();
+    let output = Command::from(crate::common::example("grpc")).output().await.unwrap();
     let told = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{told}");
     assert_eq!(told.matches("the handler charges 500 cents").count(), 1, "{told}");

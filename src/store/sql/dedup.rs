@@ -10,7 +10,8 @@ use sqlx::Postgres;
 use sqlx::Sqlite;
 use sqlx::{AssertSqlSafe, Transaction};
 
-use super::{InvalidTable, millis, quoted, table_name};
+use super::millis;
+use super::table::{InvalidTable, quoted, table_name};
 use crate::attempt::Attempt;
 use crate::key::Key;
 use crate::store::{MAX_DURATION, MIN_DURATION};
@@ -163,9 +164,10 @@ impl Dedup<Postgres> {
         let bound = "SELECT current_setting('lock_timeout'), set_config('lock_timeout', $1, true)";
         let timeout = self.lock_timeout.as_millis().to_string();
         let (before, _): (String, String) = sqlx::query_as(bound).bind(timeout).fetch_one(&mut **transaction).await?;
+        let statement: Arc<str> = self.statement().into();
         let (mut keys, mut rows) = (0, 0);
         for key in both(attempt) {
-            let insert = sqlx::query(AssertSqlSafe(self.statement())).bind(&key.as_bytes()[..]);
+            let insert = sqlx::query(AssertSqlSafe(Arc::clone(&statement))).bind(&key.as_bytes()[..]);
             rows += insert.execute(&mut **transaction).await?.rows_affected();
             keys += 1;
         }
@@ -183,7 +185,7 @@ impl Dedup<Postgres> {
     /// What makes the table, as SQL. It can be run again where it is there.
     #[must_use]
     pub fn schema(&self) -> String {
-        super::with_index(
+        super::table::with_index(
             "CREATE TABLE IF NOT EXISTS {table} (key bytea PRIMARY KEY, expires_at bigint NOT NULL);\n\
              CREATE INDEX IF NOT EXISTS {index} ON {table} (expires_at);\n",
             &self.table,
@@ -209,9 +211,10 @@ impl Dedup<Sqlite> {
         transaction: &mut Transaction<'_, Sqlite>,
         attempt: &Attempt,
     ) -> Result<Recorded, sqlx::Error> {
+        let statement: Arc<str> = self.statement().into();
         let (mut keys, mut rows) = (0, 0);
         for key in both(attempt) {
-            let insert = sqlx::query(AssertSqlSafe(self.statement())).bind(&key.as_bytes()[..]);
+            let insert = sqlx::query(AssertSqlSafe(Arc::clone(&statement))).bind(&key.as_bytes()[..]);
             rows += insert.execute(&mut **transaction).await?.rows_affected();
             keys += 1;
         }
@@ -227,7 +230,7 @@ impl Dedup<Sqlite> {
     /// What makes the table, as SQL. It can be run again where it is there.
     #[must_use]
     pub fn schema(&self) -> String {
-        super::with_index_of_database(
+        super::table::with_index_of_database(
             "CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY NOT NULL, expires_at INTEGER NOT NULL);\n\
              CREATE INDEX IF NOT EXISTS {index} ON {bare} (expires_at);\n",
             &self.table,

@@ -11,7 +11,7 @@ use sqlx::postgres::{PgListener, PgPool, PgPoolOptions};
 use tokio::sync::Notify;
 use tokio::time::{interval, sleep};
 
-use super::statements::CHANNEL;
+use super::postgres::CHANNEL;
 use crate::key::Key;
 use crate::sync::{Mutex, lock};
 
@@ -57,7 +57,7 @@ impl Watchers {
     }
 
     fn tell(&self, key: &str) {
-        let Ok(key) = hex(key).map(Key::from).ok_or(()) else { return };
+        let Ok(key) = key.parse::<Key>() else { return };
         if let Some((told, _)) = lock(&self.0).keys.get(&key) {
             told.notify_waiters();
         }
@@ -107,17 +107,6 @@ async fn listen(listening: Listening, pool: PgPool) {
     }
 }
 
-fn hex(text: &str) -> Option<[u8; 24]> {
-    let mut bytes = [0; 24];
-    if text.len() != 2 * bytes.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (position, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(2 * position..2 * position + 2)?, 16).ok()?;
-    }
-    Some(bytes)
-}
-
 // === impl Watch ===
 
 impl Watch {
@@ -141,18 +130,5 @@ impl Drop for Watch {
 impl Drop for Listening {
     fn drop(&mut self) {
         lock(&self.0.0).is_listening = false;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_is_read_from_its_digits() {
-        assert_eq!(hex(&"0aFf".repeat(12)), Some([[0x0a, 0xff]; 12].concat().try_into().unwrap()));
-        for none in ["", "0a", &"0g".repeat(24), &"+1".repeat(24), &"é".repeat(24)] {
-            assert_eq!(hex(none), None, "{none}");
-        }
     }
 }

@@ -9,29 +9,31 @@ pub(super) mod dedup;
 mod listen;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+mod row;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 mod statements;
 mod steps;
+mod sweeper;
+mod table;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use sqlx::error::DatabaseError;
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, ColumnIndex, Decode, Encode, Executor, IntoArguments, Pool, Type};
-use tokio::time::timeout;
 
+use self::row::Row;
 use self::statements::Statements;
-use super::{Claim, Claimed, Entry, Forgotten, Hold, State, StoreError};
-use crate::fingerprint::Fingerprint;
+use self::sweeper::Sweeper;
+pub use self::table::InvalidTable;
+use super::StoreError;
 use crate::key::Key;
 
 /// A database as a store speaks to it.
-trait Database: Send + Sync + 'static {
+trait Database: Clone + Send + Sync + 'static {
     /// Whether a claim looks at the row before it tries to take it.
     const READS_FIRST: bool;
 
@@ -47,8 +49,10 @@ trait Database: Send + Sync + 'static {
     /// Returns when the key may have changed. See [`Store::changed`](super::Store::changed).
     fn changed(&self, key: &Key) -> impl Future<Output = ()> + Send;
 
-    /// Removes some expired rows in the background, unless that is going on.
-    fn sweep_now_and_then(&self);
+    /// Removes rows that have expired, up to so many.
+    fn sweep(&self, rows: u32) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    fn sweeper(&self) -> &Arc<Sweeper>;
 }
 
 #[derive(Clone, Copy)]
@@ -59,183 +63,12 @@ enum Parameter<'a> {
     OptionalBytes(Option<&'a [u8]>),
 }
 
-/// How many expired rows are removed at once, how long that may take, and after how many new keys it is done.
-const SWEEP: u32 = 256;
-const SWEEP_TIMEOUT: Duration = Duration::from_secs(5);
-const SWEEP_AFTER: usize = 64;
-
-/// The longest name of a table, in bytes, that leaves room for the name of its index: PostgreSQL cuts off what is over 63.
-const MAX_NAME: usize = 52;
-
-/// What a step has found under the key, or has made of it.
-struct Row {
-    /// It was written by this step.
-    wrote: bool,
-    attempt: u32,
-    phase: Phase,
-    /// The claim that asks has it, or had it last.
-    is_mine: bool,
-    fingerprint: Option<Fingerprint>,
-    forgotten: bool,
-    lease_left: Duration,
-    expires_in: Duration,
-    record: Bytes,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Phase {
-    Done,
-    Free,
-    Running,
-}
-
 /// Others were faster each time.
 #[derive(Debug)]
 struct Contended;
 
-/// A row that none of these stores has written.
-#[derive(Debug)]
-struct Unreadable(&'static str);
-
-/// A name that a table cannot have here.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct InvalidTable(());
-
-/// Has expired rows removed by the tasks that make new ones, one at a time.
-#[derive(Debug, Default)]
-struct Sweeper {
-    new_keys: AtomicUsize,
-    is_sweeping: AtomicBool,
-}
-
-/// That somebody sweeps, also where its task is dropped.
-struct Sweeping(Arc<Sweeper>);
-
-/// What a step's row means, if it is not outdated.
-type Meaning<T> = Option<T>;
-
-// === impl Row ===
-
-impl Row {
-    /// Reads the columns that every step names.
-    fn read<R>(row: &R) -> Result<Self, sqlx::Error>
-    where
-        R: sqlx::Row,
-        for<'a> &'a str: ColumnIndex<R>,
-        bool: for<'r> Decode<'r, R::Database> + Type<R::Database>,
-        i64: for<'r> Decode<'r, R::Database> + Type<R::Database>,
-        Vec<u8>: for<'r> Decode<'r, R::Database> + Type<R::Database>,
-    {
-        let unreadable = |error: Unreadable| sqlx::Error::Decode(error.into());
-        let wrote = row.try_get("wrote")?;
-        let phase = Phase::of(row.try_get("state")?).map_err(unreadable)?;
-        let record: Option<Vec<u8>> = row.try_get("record")?;
-        // What has been written is written, whatever stood there.
-        let fingerprint = if wrote { None } else { row.try_get("fingerprint")? };
-        if phase == Phase::Done && record.is_none() && !wrote {
-            return Err(unreadable(Unreadable("an outcome without a record")));
-        }
-        Ok(Self {
-            wrote,
-            attempt: u32::try_from(row.try_get::<i64, _>("attempt")?).unwrap_or(u32::MAX),
-            phase,
-            is_mine: row.try_get("mine")?,
-            fingerprint: read_fingerprint(fingerprint).map_err(unreadable)?,
-            forgotten: row.try_get("forgotten")?,
-            lease_left: left(row.try_get("lease_left")?),
-            expires_in: left(row.try_get("expires_in")?),
-            record: record.unwrap_or_default().into(),
-        })
-    }
-
-    /// What came of a claim.
-    fn claimed(self, claim: &Claim) -> Meaning<Claimed> {
-        let (attempt, fingerprint) = (self.attempt, self.fingerprint);
-        if self.wrote {
-            return Some(Claimed::Acquired { attempt });
-        }
-        if self.expires_in.is_zero() {
-            return None;
-        }
-        match self.phase {
-            Phase::Running if self.is_mine => Some(Claimed::Acquired { attempt }),
-            _ if claim.refuse_other && !self.forgotten && fingerprint != claim.fingerprint => Some(Claimed::Mismatch),
-            Phase::Done => Some(Claimed::Done { fingerprint, record: self.record }),
-            // Its own claim, released: this sending of it is late.
-            Phase::Free if self.is_mine => Some(Claimed::Running { fingerprint, lease_left: Duration::ZERO }),
-            Phase::Running if !self.lease_left.is_zero() => {
-                Some(Claimed::Running { fingerprint, lease_left: self.lease_left })
-            }
-            Phase::Free | Phase::Running => None,
-        }
-    }
-
-    /// Whether a claim that was renewed, completed or released still has the key. It has, too, where the step has already led
-    /// to where it leads, or a renewal has nothing to do any more.
-    fn hold(&self, held: Phase) -> Meaning<Hold> {
-        match self.phase {
-            _ if self.wrote => Some(Hold::Held),
-            _ if self.expires_in.is_zero() => None,
-            _ if !self.is_mine => Some(Hold::Lost),
-            Phase::Running => None,
-            phase if phase == held => Some(Hold::Held),
-            Phase::Done | Phase::Free => Some(Hold::Lost),
-        }
-    }
-
-    fn forgotten(&self) -> Meaning<Forgotten> {
-        if self.wrote {
-            return Some(Forgotten::Forgotten);
-        }
-        if self.expires_in.is_zero() {
-            return Some(Forgotten::Absent);
-        }
-        (self.phase == Phase::Running && !self.lease_left.is_zero()).then_some(Forgotten::Running)
-    }
-
-    fn entry(self) -> Option<Entry> {
-        let state = match self.phase {
-            Phase::Done => State::Done(self.record),
-            Phase::Free => State::Free,
-            Phase::Running => State::Running,
-        };
-        (!self.expires_in.is_zero()).then(|| Entry::new(state, self.attempt, self.fingerprint, self.expires_in))
-    }
-}
-
-// === impl Phase ===
-
-impl Phase {
-    const fn number(self) -> i64 {
-        match self {
-            Self::Free => 0,
-            Self::Running => 1,
-            Self::Done => 2,
-        }
-    }
-
-    fn of(number: i64) -> Result<Self, Unreadable> {
-        match number {
-            0 => Ok(Self::Free),
-            1 => Ok(Self::Running),
-            2 => Ok(Self::Done),
-            _ => Err(Unreadable("a state that there is not")),
-        }
-    }
-}
-
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// What is left of a time, none where it is over.
-fn left(millis: i64) -> Duration {
-    Duration::from_millis(u64::try_from(millis).unwrap_or(0))
-}
-
-fn read_fingerprint(bytes: Option<Vec<u8>>) -> Result<Option<Fingerprint>, Unreadable> {
-    let whole = |bytes: Vec<u8>| bytes.try_into().map_err(|_| Unreadable("a fingerprint of another length"));
-    Ok(bytes.map(whole).transpose()?.map(Fingerprint::from_bytes))
 }
 
 /// What an error of the client says of the step.
@@ -306,39 +139,6 @@ where
     })
 }
 
-/// A name as it can stand in a statement, where there is no way to make it a parameter.
-fn quoted(name: &str) -> String {
-    let words: Vec<String> = name.split('.').map(|word| format!("\"{word}\"")).collect();
-    words.join(".")
-}
-
-fn table_name(name: &str) -> Result<String, InvalidTable> {
-    let is_word = |word: &str| {
-        let is_letter = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
-        (1..=MAX_NAME).contains(&word.len())
-            && word.bytes().all(|byte| is_letter(byte) || byte.is_ascii_digit())
-            && word.bytes().next().is_some_and(is_letter)
-    };
-    let mut words = name.split('.');
-    let is_name = words.clone().count() <= 2 && words.all(is_word);
-    is_name.then(|| name.to_owned()).ok_or(InvalidTable(()))
-}
-
-/// Fills in a schema whose indexes are where their tables are.
-#[cfg(feature = "postgres")]
-fn with_index(schema: &str, table: &str) -> String {
-    let bare = table.split_once('.').map_or(table, |(_, bare)| bare);
-    schema.replace("{table}", &quoted(table)).replace("{index}", &quoted(&format!("{bare}_expires_at")))
-}
-
-/// The same for SQLite, where an index is named with its database and names its table without.
-#[cfg(feature = "sqlite")]
-fn with_index_of_database(schema: &str, table: &str) -> String {
-    let bare = table.split_once('.').map_or(table, |(_, bare)| bare);
-    let index = quoted(&format!("{table}_expires_at"));
-    schema.replace("{table}", &quoted(table)).replace("{index}", &index).replace("{bare}", &quoted(bare))
-}
-
 /// The trait of stores by the steps that they share.
 macro_rules! store_by_steps {
     ($store:ident) => {
@@ -379,42 +179,7 @@ macro_rules! store_by_steps {
 }
 use store_by_steps;
 
-// === impl Sweeper ===
-
-impl Sweeper {
-    fn run_now_and_then<F>(self: &Arc<Self>, sweep: impl FnOnce() -> F)
-    where
-        F: Future<Output = Result<u64, StoreError>> + Send + 'static,
-    {
-        let is_due = self.new_keys.fetch_add(1, Ordering::Relaxed) % SWEEP_AFTER == SWEEP_AFTER - 1;
-        if is_due && !self.is_sweeping.swap(true, Ordering::Acquire) {
-            let (sweep, sweeping) = (sweep(), Sweeping(Arc::clone(self)));
-            tokio::spawn(async move {
-                let _sweeping = sweeping;
-                // What was not removed now is removed later.
-                let _ = timeout(SWEEP_TIMEOUT, sweep).await;
-            });
-        }
-    }
-}
-
-impl Drop for Sweeping {
-    fn drop(&mut self) {
-        self.0.is_sweeping.store(false, Ordering::Release);
-    }
-}
-
-// === impl InvalidTable ===
-
-impl fmt::Display for InvalidTable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not the name of a table")
-    }
-}
-
-impl std::error::Error for InvalidTable {}
-
-// === impl Contended and Unreadable ===
+// === impl Contended ===
 
 impl fmt::Display for Contended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -423,11 +188,3 @@ impl fmt::Display for Contended {
 }
 
 impl std::error::Error for Contended {}
-
-impl fmt::Display for Unreadable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
-    }
-}
-
-impl std::error::Error for Unreadable {}

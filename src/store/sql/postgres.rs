@@ -21,8 +21,10 @@ use sqlx::AssertSqlSafe;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 use super::listen::Watchers;
+use super::row::Phase;
 use super::statements::{Dialect, Statements};
-use super::{Database, InvalidTable, Parameter, Row, Sweeper, steps, table_name};
+use super::table::{InvalidTable, table_name};
+use super::{Database, Parameter, Row, Sweeper, steps};
 use crate::key::Key;
 use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, Store, StoreError};
 
@@ -34,12 +36,12 @@ pub(super) const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bi
 const BOUNDED_NOW: &str = "CASE WHEN set_config('lock_timeout', '200', true) IS NOT NULL \
                            THEN (extract(epoch FROM clock_timestamp()) * 1000)::bigint END";
 
-const DIALECT: Dialect = Dialect {
-    now: NOW,
-    bounded_now: BOUNDED_NOW,
-    tell: Some("pg_notify('idempotency', encode(key, 'hex'))::text"),
-    unheld: "FOR UPDATE SKIP LOCKED",
-};
+/// Where the end of an attempt is told that somebody waits for, by the key as it [shows itself](crate::key::Key).
+pub(super) const CHANNEL: &str = "idempotency";
+const TELL: &str = "pg_notify('idempotency', translate(encode(key, 'base64'), '+/', '-_'))::text";
+
+const DIALECT: Dialect =
+    Dialect { now: NOW, bounded_now: BOUNDED_NOW, tell: Some(TELL), unheld: "FOR UPDATE SKIP LOCKED" };
 
 /// A store in a table of PostgreSQL 12 or later. Cheap to clone; clones are one store.
 ///
@@ -113,7 +115,7 @@ impl PostgresStore {
     /// What makes the table, as SQL. It can be run again where it is there.
     #[must_use]
     pub fn schema(&self) -> String {
-        super::with_index(include_str!("postgres.sql"), &self.table)
+        super::table::with_index(include_str!("postgres.sql"), &self.table)
     }
 
     /// Makes the table if it is not there. Several processes may do so at once.
@@ -123,7 +125,7 @@ impl PostgresStore {
     /// If the server cannot be reached or does not let the user make tables.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         // To make what is there takes a lock all the same, and whoever waits for that holds up all who come after.
-        let (table, bare) = (super::quoted(&self.table), self.table.rsplit('.').next().unwrap_or_default());
+        let (table, bare) = (super::table::quoted(&self.table), self.table.rsplit('.').next().unwrap_or_default());
         let is_there = "SELECT EXISTS (SELECT FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid \
                         WHERE indrelid = to_regclass($1) AND relname = $2)";
         let is_there = sqlx::query_scalar(is_there).bind(&table).bind(format!("{bare}_expires_at"));
@@ -167,8 +169,12 @@ impl Database for PostgresStore {
     async fn changed(&self, key: &Key) {
         let watch = self.watchers.watch(*key, &self.pool);
         let told = watch.told();
-        let sql = &self.statements.watch;
-        let marked = sqlx::query(AssertSqlSafe(Arc::clone(sql))).bind(&key.as_bytes()[..]).execute(&self.pool).await;
+        let (table, running) = (super::table::quoted(&self.table), Phase::Running.number());
+        let mark = format!(
+            "UPDATE {table} SET watched = true \
+             WHERE key = $1 AND expires_at > {BOUNDED_NOW} AND state = {running} AND NOT watched"
+        );
+        let marked = sqlx::query(AssertSqlSafe(mark)).bind(&key.as_bytes()[..]).execute(&self.pool).await;
         // Without the mark nobody tells.
         if marked.is_err() {
             pending().await
@@ -176,11 +182,12 @@ impl Database for PostgresStore {
         told.await;
     }
 
-    fn sweep_now_and_then(&self) {
-        self.sweeper.run_now_and_then(|| {
-            let store = self.clone();
-            async move { store.sweep(super::SWEEP).await }
-        });
+    async fn sweep(&self, rows: u32) -> Result<u64, StoreError> {
+        self.sweep(rows).await
+    }
+
+    fn sweeper(&self) -> &Arc<Sweeper> {
+        &self.sweeper
     }
 }
 

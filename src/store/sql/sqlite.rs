@@ -17,7 +17,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 use tokio::time::sleep;
 
 use super::statements::{Dialect, Statements};
-use super::{Database, InvalidTable, Parameter, Row, Sweeper, steps, table_name};
+use super::table::{InvalidTable, table_name};
+use super::{Database, Parameter, Row, Sweeper, steps};
 use crate::key::Key;
 use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, Store, StoreError};
 
@@ -115,7 +116,7 @@ impl SqliteStore {
     /// What makes the table, as SQL. It can be run again where it is there.
     #[must_use]
     pub fn schema(&self) -> String {
-        super::with_index_of_database(include_str!("sqlite.sql"), &self.table)
+        super::table::with_index_of_database(include_str!("sqlite.sql"), &self.table)
     }
 
     /// Makes the table if it is not there. Several processes may do so at once.
@@ -156,11 +157,12 @@ impl Database for SqliteStore {
         pending().await
     }
 
-    fn sweep_now_and_then(&self) {
-        self.sweeper.run_now_and_then(|| {
-            let store = self.clone();
-            async move { store.sweep(super::SWEEP).await }
-        });
+    async fn sweep(&self, rows: u32) -> Result<u64, StoreError> {
+        self.sweep(rows).await
+    }
+
+    fn sweeper(&self) -> &Arc<Sweeper> {
+        &self.sweeper
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::quoted;
+use super::row::Phase;
+use super::table::quoted;
 
 /// How a database says it.
 #[derive(Clone, Copy, Debug)]
@@ -41,20 +42,13 @@ pub(super) struct Statements {
     /// 2 whether by force.
     pub(super) forget: Step,
     pub(super) lookup: Arc<str>,
-    /// That somebody waits. Without parameters but the key.
-    #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "SQLite tells nobody"))]
-    pub(super) watch: Arc<str>,
     /// 1 how many.
     pub(super) sweep: Arc<str>,
 }
 
-/// Where the end of an attempt is told that somebody waits for.
-#[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "SQLite tells nobody"))]
-pub(super) const CHANNEL: &str = "idempotency";
-
-const FREE: i64 = super::Phase::Free.number();
-const RUNNING: i64 = super::Phase::Running.number();
-const DONE: i64 = super::Phase::Done.number();
+const FREE: i64 = Phase::Free.number();
+const RUNNING: i64 = Phase::Running.number();
+const DONE: i64 = Phase::Done.number();
 
 const COLUMNS: &str =
     "key, claim, state, attempt, lease_until, retention, fingerprint, forgotten, remembered, record, expires_at";
@@ -145,11 +139,6 @@ impl Statements {
             release: step(&release, "claim = $2", tell),
             forget: step(&forget, "false", tell),
             lookup: read("false").into(),
-            watch: format!(
-                "UPDATE {table} SET watched = true \
-                 WHERE key = $1 AND expires_at > {bounded_now} AND state = {RUNNING} AND NOT watched"
-            )
-            .into(),
             sweep: format!("DELETE FROM {table} WHERE key IN ({some}) AND expires_at <= {now}").into(),
         }
     }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Parameter::{Bytes as Blob, Flag, Number, OptionalBytes};
+use super::row::{Meaning, Phase, Row};
 use super::statements::Step;
-use super::{Contended, Database, Meaning, Parameter, Phase, Row, failed, is_undone, millis};
+use super::{Contended, Database, Parameter, Sweeper, failed, is_undone, millis};
 use crate::key::Key;
 use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, StoreError};
 
@@ -25,7 +26,7 @@ pub(super) async fn claim<D: Database>(database: &D, key: &Key, claim: &Claim) -
     }
     let claimed = settle(database, step, &parameters, |row| row?.claimed(claim)).await?;
     if let Claimed::Acquired { attempt: 1 } = claimed {
-        database.sweep_now_and_then();
+        Sweeper::new_key(database);
     }
     Ok(claimed)
 }
