@@ -81,7 +81,7 @@ impl Terms {
 
     /// Whether an outcome is kept whose body has ended, and whose head did not say that it is not.
     pub(crate) fn keeps(&self, head: &response::Parts, trailers: Option<&HeaderMap>) -> bool {
-        !self.is_call(head) || self.keeps_code(Code::of(head, trailers))
+        self.code(head, trailers).is_none_or(|code| self.keeps_code(code))
     }
 
     /// A server may take a call for one that does not say that it is: tonic does. Its answer says so.
@@ -134,22 +134,18 @@ impl Terms {
     }
 
     pub(crate) fn record(&self, head: &response::Parts, body: Bytes, trailers: Option<HeaderMap>) -> Record {
-        let code = Code::of(head, trailers.as_ref());
-        let record = self.policy.keeping.record(head, body, trailers, self.policy.max_kept_body);
-        self.stating(record.fitting(), head, code)
+        let code = self.code(head, trailers.as_ref());
+        stating(code, self.policy.keeping.record(head, body, trailers, self.policy.max_kept_body).fitting())
     }
 
     /// What is kept of an outcome whose body is not.
     pub(crate) fn tombstone(&self, head: &response::Parts, trailers: Option<&HeaderMap>) -> Record {
-        self.stating(self.policy.keeping.tombstone(head).fitting(), head, Code::of(head, trailers))
+        stating(self.code(head, trailers), self.policy.keeping.tombstone(head).fitting())
     }
 
-    /// Without its trailers a tombstone would not say what came of the call.
-    fn stating(&self, mut record: Record, head: &response::Parts, code: Code) -> Record {
-        if matches!(record.content, Content::Tombstone) && self.is_call(head) {
-            record.headers.insert(GRPC_STATUS, code.into());
-        }
-        record
+    /// What came of it, where it is a call.
+    fn code(&self, head: &response::Parts, trailers: Option<&HeaderMap>) -> Option<Code> {
+        self.is_call(head).then(|| Code::of(head, trailers))
     }
 
     // === what is told ===
@@ -230,6 +226,14 @@ impl Terms {
             }
         }
     }
+}
+
+/// Without its trailers a tombstone would not say what came of the call.
+fn stating(code: Option<Code>, mut record: Record) -> Record {
+    if let (Some(code), Content::Tombstone) = (code, &record.content) {
+        record.headers.insert(GRPC_STATUS, code.into());
+    }
+    record
 }
 
 impl Deref for Terms {
