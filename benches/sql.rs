@@ -1,8 +1,8 @@
 //! What a first delivery costs on PostgreSQL, against a pair of statements written by hand, and what removing a million expired rows
 //! costs those who are served meanwhile.
 //!
-//! `cargo bench --bench sql` starts a server of its own and prints two tables. Both sides take turns, round by round, on the same pool;
-//! the figures are ratios, since single rounds differ by a third.
+//! `cargo bench --bench sql` starts a server of its own and prints two tables. Both sides take turns, round by round, on
+//! the same pool; the figures are ratios, since single rounds differ by a third.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a benchmark panics where it fails")]
 #![allow(clippy::print_stdout, reason = "it measures")]
@@ -95,44 +95,57 @@ async fn against_a_pair(pool: &PgPool, store: &PostgresStore) {
     }
 }
 
-/// The p99 of a delivery in milliseconds, of one client.
-async fn p99(store: &PostgresStore, lasts: Duration) -> f64 {
-    let (started, mut took) = (Instant::now(), Vec::new());
-    while started.elapsed() < lasts {
-        let before = Instant::now();
-        by_store(store).await;
-        took.push(before.elapsed().as_secs_f64() * 1000.0);
-    }
+/// The p99 of a delivery in milliseconds, by so many clients at once.
+async fn p99(at_once: usize, store: &PostgresStore, lasts: Duration) -> f64 {
+    let started = Instant::now();
+    let took = join_all((0..at_once).map(async |_| {
+        let mut took = Vec::new();
+        while started.elapsed() < lasts {
+            let before = Instant::now();
+            by_store(store).await;
+            took.push(before.elapsed().as_secs_f64() * 1000.0);
+        }
+        took
+    }));
+    let mut took = took.await.concat();
     took.sort_by(f64::total_cmp);
     took[took.len() * 99 / 100]
 }
 
-async fn while_sweeping(pool: &PgPool, store: &PostgresStore) {
+/// Makes a million rows that have expired, as they are after a pause of the service, and a look of the server at its table.
+async fn expire(pool: &PgPool, store: &PostgresStore) {
+    let table = store.table_name();
     let expired = format!(
-        "INSERT INTO {} SELECT sha256(n::text::bytea), '', 0, 1, 0, 0, NULL, false, false, NULL, n FROM generate_series(1, {EXPIRED}) n",
-        store.table_name(),
+        "INSERT INTO {table} (key, claim, attempt, lease_until, retention, forgotten, remembered, sweep_after, state, expires_at) \
+         SELECT sha256(n::text::bytea), '', 1, 0, 0, false, false, n, 0, n \
+         FROM generate_series(1, {EXPIRED}) n ON CONFLICT DO NOTHING"
     );
-    sqlx::raw_sql(AssertSqlSafe(expired)).execute(pool).await.unwrap();
-    sqlx::raw_sql("CHECKPOINT").execute(pool).await.unwrap();
-    let idle = p99(store, Duration::from_secs(5)).await;
-    let (sweeper, started) = (store.clone(), Instant::now());
-    let sweeping = tokio::spawn(async move {
-        let mut removed = 0;
-        loop {
-            match sweeper.sweep(256).await.unwrap() {
-                0 => return (removed, started.elapsed()),
-                rows => removed += rows,
-            }
-        }
-    });
-    let mut busy = Vec::new();
-    while !sweeping.is_finished() {
-        busy.push(p99(store, Duration::from_secs(1)).await);
+    let mut connection = pool.acquire().await.unwrap();
+    for statement in ["SET lock_timeout = 0", &expired, &format!("ANALYZE {table}"), "CHECKPOINT", "RESET lock_timeout"]
+    {
+        sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *connection).await.unwrap();
     }
-    let (removed, took) = sweeping.await.unwrap();
-    let (busy, _, most) = median(busy);
-    println!("\n| rows removed | in | p99 idle | p99 meanwhile (median second, worst) |\n|---|---|---|---|");
-    println!("| {removed} | {:.1} s | {idle:.2} ms | {busy:.2} ms ({most:.2} ms) |", took.as_secs_f64());
+}
+
+async fn while_sweeping(pool: &PgPool, store: &PostgresStore) {
+    println!(
+        "\n| at once | p99 with nothing to remove | as the store removes a million | as `sweep` does, over and over |\n|---|---|---|---|"
+    );
+    for at_once in [1, 16] {
+        let lasts = Duration::from_secs(10);
+        let idle = p99(at_once, store, lasts).await;
+        expire(pool, store).await;
+        let by_itself = p99(at_once, store, lasts).await;
+        let sweeper = store.clone();
+        let sweeping = tokio::spawn(async move { while sweeper.sweep(256).await.unwrap() != 0 {} });
+        let mut over_and_over = Vec::new();
+        while !sweeping.is_finished() {
+            over_and_over.push(p99(at_once, store, Duration::from_secs(1)).await);
+        }
+        sweeping.await.unwrap();
+        let (over_and_over, ..) = median(over_and_over);
+        println!("| {at_once} | {idle:.2} ms | {by_itself:.2} ms | {over_and_over:.2} ms |");
+    }
 }
 
 #[tokio::main]
@@ -140,6 +153,7 @@ async fn main() {
     let server = PostgresServer::durable();
     server.pool().await;
     let options: PgConnectOptions = server.url().parse().unwrap();
+    let options = options.options([("lock_timeout", "200ms")]);
     let pool = PgPoolOptions::new().max_connections(16).test_before_acquire(false).connect_with(options).await.unwrap();
     let store = PostgresStore::new(pool.clone());
     store.migrate().await.unwrap();

@@ -306,3 +306,23 @@ async fn another_client_says_the_same_and_rows_are_kept_no_longer_than_they_are(
     assert_eq!(connection.execute(&dedup.sweep(), [10]).unwrap(), 1);
     assert_eq!(insert(), 1);
 }
+
+/// To look at all rows for the few that have expired costs more than everything else together.
+#[tokio::test]
+async fn what_has_expired_is_found_by_an_index() {
+    let db = Postgresql::new().await;
+    let seen = format!("seen_{}", db.effects);
+    let rows = "SELECT sha256(n::text::bytea), 99999999999999 + n FROM generate_series(1, 5000) n";
+    let fill = format!("INSERT INTO {seen} {rows}; ANALYZE {seen}");
+    sqlx::raw_sql(AssertSqlSafe(fill)).execute(&db.pool).await.unwrap();
+    let explain = format!("EXPLAIN {}", db.dedup.sweep().replace("$1", "16"));
+    let plan: Vec<String> = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_all(&db.pool).await.unwrap();
+    assert!(plan.iter().any(|line| line.contains("Index Cond: (expires_at <=")), "{plan:#?}");
+    assert!(!plan.iter().any(|line| line.contains("Seq Scan")), "{plan:#?}");
+
+    let (pool, dedup, _dir) = file().await;
+    let explain = format!("EXPLAIN QUERY PLAN {}", dedup.sweep().replace("$1", "16"));
+    let plan: Vec<(i64, i64, i64, String)> = sqlx::query_as(AssertSqlSafe(explain)).fetch_all(&pool).await.unwrap();
+    assert!(plan.iter().any(|(_, _, _, step)| step.contains("(expires_at<?)")), "{plan:#?}");
+    assert!(!plan.iter().any(|(_, _, _, step)| step.starts_with("SCAN idempotency")), "{plan:#?}");
+}

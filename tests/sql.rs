@@ -6,7 +6,7 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -97,26 +97,40 @@ async fn races_are_decided_at_every_level_of_isolation() {
 }
 
 /// As where an operator looks at it in a transaction and goes to lunch.
+/// On connections of the store's own, and on others that have no bound on their waits.
 #[tokio::test]
 async fn a_row_that_is_locked_holds_up_its_own_event_alone() {
     let server = PostgresServer::shared();
-    let store = server.store().await;
-    let ledger = Ledger::new(store.clone());
-    let layer = IdempotencyLayer::webhook(&ledger, header("X-Id"));
-    let app = App::new(&layer, |_, _| async { answer(200, "done") });
-    app.send(event("locked")).await;
+    let own = server.store().await;
+    let others = PostgresStore::new(server.pool().await).table(own.table_name()).unwrap();
     let mut operator = PgConnection::connect(&server.url()).await.unwrap();
-    let mut transaction = operator.begin().await.unwrap();
-    let lock = format!("SELECT * FROM {} FOR UPDATE", store.table_name());
-    sqlx::query(AssertSqlSafe(lock)).fetch_all(&mut *transaction).await.unwrap();
-    for number in 0..6 {
-        let before = Instant::now();
-        assert_eq!(app.send(event("locked")).await.code().as_deref(), Some("store_unavailable"));
-        assert!(before.elapsed() < Duration::from_secs(1));
-        assert_eq!(app.send(event(&format!("free {number}"))).await.status, 200);
+    for store in [own, others] {
+        let ledger = Ledger::new(store.clone());
+        let layer = IdempotencyLayer::webhook(&ledger, header("X-Id"));
+        let fails = Arc::new(AtomicBool::new(true));
+        let failing = Arc::clone(&fails);
+        let app = App::new(&layer, move |_, _| {
+            let status = if failing.load(Ordering::SeqCst) { 500 } else { 200 };
+            async move { answer(status, "done") }
+        });
+        let [failed, done] = [(); 2].map(|()| format!("{:x}", rand::random::<u64>()));
+        assert_eq!(app.send(event(&failed)).await.status, 500);
+        fails.store(false, Ordering::SeqCst);
+        assert_eq!(app.send(event(&done)).await.status, 200);
+        let mut transaction = operator.begin().await.unwrap();
+        let lock = format!("SELECT * FROM {} FOR UPDATE", store.table_name());
+        sqlx::query(AssertSqlSafe(lock)).fetch_all(&mut *transaction).await.unwrap();
+        for _ in 0..6 {
+            let before = Instant::now();
+            assert_eq!(app.send(event(&failed)).await.code().as_deref(), Some("store_unavailable"));
+            assert!(before.elapsed() < Duration::from_secs(1));
+            assert!(app.send(event(&done)).await.is_replayed());
+            let free = format!("{:x}", rand::random::<u64>());
+            assert_eq!(app.send(event(&free)).await.status, 200);
+        }
+        transaction.rollback().await.unwrap();
+        until(async || app.send(event(&failed)).await.status == 200).await;
     }
-    transaction.rollback().await.unwrap();
-    until(async || app.send(event("locked")).await.is_replayed()).await;
 }
 
 #[tokio::test]
@@ -192,6 +206,30 @@ async fn new_keys_make_room_for_themselves() {
         rows(&pool, &store).await < 150
     })
     .await;
+}
+
+/// The row is touched by the end of an attempt and its index is not: an index that moves with every row costs a third.
+#[tokio::test]
+async fn the_end_of_an_attempt_leaves_the_index_alone() {
+    let server = PostgresServer::shared();
+    let (store, pool) = (server.store().await, server.pool().await);
+    let table = store.table_name();
+    let swept = format!("SELECT sweep_after, expires_at FROM {table}");
+    let times = async || -> (i64, i64) { sqlx::query_as(AssertSqlSafe(swept.clone())).fetch_one(&pool).await.unwrap() };
+    let key = key();
+    let claim = acquire(&store, &key, Claim::new(LONG, LONG)).await;
+    let (before, claimed) = times().await;
+    assert_eq!(before, claimed);
+    store.complete(&key, &claim, "record".into()).await.unwrap();
+    let (after, completed) = times().await;
+    assert_eq!(after, before);
+    assert!(completed < claimed && after - completed <= 60_000);
+    // What is remembered for much shorter is looked for then.
+    store.forget(&key, true).await.unwrap();
+    let mut shorter = acquire(&store, &key, Claim::new(LONG, LONG)).await;
+    shorter.retention = BLINK;
+    assert_eq!(store.complete(&key, &shorter, "record".into()).await.unwrap(), Hold::Held);
+    until(async || store.sweep(1).await.unwrap() == 1).await;
 }
 
 #[tokio::test]

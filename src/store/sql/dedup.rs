@@ -11,6 +11,8 @@ use sqlx::Sqlite;
 use sqlx::{AssertSqlSafe, Transaction};
 
 use super::millis;
+use super::statements::Dialect;
+use super::sweeper;
 use super::table::{InvalidTable, quoted, table_name};
 use crate::attempt::Attempt;
 use crate::key::Key;
@@ -136,15 +138,9 @@ impl<D> Dedup<D> {
         Recorded::Already
     }
 
-    fn insert(&self, now: &str) -> String {
-        let (table, keep) = (quoted(&self.table), millis(self.keep));
+    fn insert(&self, dialect: Dialect) -> String {
+        let (table, now, keep) = (quoted(&self.table), dialect.now, millis(self.keep));
         format!("INSERT INTO {table} (key, expires_at) VALUES ($1, {now} + {keep}) ON CONFLICT (key) DO NOTHING")
-    }
-
-    fn delete_expired(&self, now: &str) -> String {
-        let table = quoted(&self.table);
-        let some = format!("SELECT key FROM {table} WHERE expires_at <= {now} LIMIT $1");
-        format!("DELETE FROM {table} WHERE key IN ({some}) AND expires_at <= {now}")
     }
 }
 
@@ -179,7 +175,7 @@ impl Dedup<Postgres> {
     /// What [`record`](Self::record) says. Its one parameter is the 24 bytes of [`Attempt::key`].
     #[must_use]
     pub fn statement(&self) -> String {
-        self.insert(super::postgres::NOW)
+        self.insert(super::postgres::DIALECT)
     }
 
     /// What makes the table, as SQL. It can be run again where it is there.
@@ -195,7 +191,7 @@ impl Dedup<Postgres> {
     /// What removes rows that are kept no longer. Its one parameter is how many at most.
     #[must_use]
     pub fn sweep(&self) -> String {
-        self.delete_expired(super::postgres::NOW)
+        sweeper::statement(&quoted(&self.table), "expires_at", super::postgres::DIALECT)
     }
 }
 
@@ -224,7 +220,7 @@ impl Dedup<Sqlite> {
     /// What [`record`](Self::record) says. Its one parameter is the 24 bytes of [`Attempt::key`].
     #[must_use]
     pub fn statement(&self) -> String {
-        self.insert(super::sqlite::NOW)
+        self.insert(super::sqlite::DIALECT)
     }
 
     /// What makes the table, as SQL. It can be run again where it is there.
@@ -240,7 +236,7 @@ impl Dedup<Sqlite> {
     /// What removes rows that are kept no longer. Its one parameter is how many at most.
     #[must_use]
     pub fn sweep(&self) -> String {
-        self.delete_expired(super::sqlite::NOW)
+        sweeper::statement(&quoted(&self.table), "expires_at", super::sqlite::DIALECT)
     }
 }
 

@@ -1,8 +1,9 @@
 //! What the stores in SQL databases share: one row per key, one statement to change it, the database's clock.
 //!
-//! Each step writes by an `INSERT … ON CONFLICT DO UPDATE … WHERE`, which takes effect only where the state of the row allows it, and
-//! where it did not, reads the row to say why. What is read may be newer than what the write met, and allow it after all: then
-//! it says nothing, and the step is tried again.
+//! Each step writes by one statement, which takes effect only where the state of the row allows it, and where it did not, reads the row
+//! to say why. What is read may be newer than what the write met, and allow it after all: then it says nothing, and the step
+//! is tried again. New keys are inserted and others updated, by statements of their own: one for both (`ON CONFLICT DO UPDATE`)
+//! locks the row of every duplicate and logs that.
 
 pub(super) mod dedup;
 #[cfg(feature = "postgres")]
@@ -23,10 +24,10 @@ use std::time::Duration;
 
 use sqlx::error::DatabaseError;
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, ColumnIndex, Decode, Encode, Executor, IntoArguments, Pool, Type};
+use sqlx::{AssertSqlSafe, Encode, Executor, IntoArguments, Pool, Type};
 
 use self::row::Row;
-use self::statements::Statements;
+use self::statements::{Statement, Statements};
 use self::sweeper::Sweeper;
 pub use self::table::InvalidTable;
 use super::StoreError;
@@ -39,12 +40,11 @@ trait Database: Clone + Send + Sync + 'static {
 
     fn statements(&self) -> &Statements;
 
-    /// The row that a statement writes or reads, if there is one.
-    fn query(
-        &self,
-        sql: &Arc<str>,
-        parameters: &[Parameter<'_>],
-    ) -> impl Future<Output = Result<Option<Row>, sqlx::Error>> + Send;
+    /// The attempt of the row that a statement has written, if it has: the first, where it returns none.
+    fn write(&self, statement: &Statement, parameters: &[Parameter<'_>]) -> impl Future<Output = Answer<u32>> + Send;
+
+    /// The row that a statement reads, if there is one.
+    fn read(&self, statement: &Statement, parameters: &[Parameter<'_>]) -> impl Future<Output = Answer<Row>> + Send;
 
     /// Returns when the key may have changed. See [`Store::changed`](super::Store::changed).
     fn changed(&self, key: &Key) -> impl Future<Output = ()> + Send;
@@ -62,6 +62,8 @@ enum Parameter<'a> {
     Number(i64),
     OptionalBytes(Option<&'a [u8]>),
 }
+
+type Answer<T> = Result<Option<T>, sqlx::Error>;
 
 /// Others were faster each time.
 #[derive(Debug)]
@@ -104,24 +106,23 @@ fn is_undone(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| matches!(&*code, "40001" | "40P01"))
 }
 
-async fn queried<D>(pool: &Pool<D>, sql: &Arc<str>, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error>
+/// The first row that a statement answers.
+async fn first<D>(pool: &Pool<D>, statement: &Statement, parameters: &[Parameter<'_>]) -> Answer<D::Row>
 where
     D: sqlx::Database,
     D::Arguments: IntoArguments<D>,
     for<'c> &'c Pool<D>: Executor<'c, Database = D>,
-    for<'a> &'a str: ColumnIndex<D::Row>,
-    bool: for<'t> Encode<'t, D> + for<'r> Decode<'r, D> + Type<D>,
-    i64: for<'t> Encode<'t, D> + for<'r> Decode<'r, D> + Type<D>,
-    Vec<u8>: for<'r> Decode<'r, D> + Type<D>,
+    bool: for<'t> Encode<'t, D> + Type<D>,
+    i64: for<'t> Encode<'t, D> + Type<D>,
     for<'a> &'a [u8]: Encode<'a, D> + Type<D>,
     for<'a> Option<&'a [u8]>: Encode<'a, D> + Type<D>,
 {
     // To its end, not to its first row: SQLite commits, and says whether it could, after the last.
-    bound(sql, parameters).fetch_all(pool).await?.first().map(Row::read).transpose()
+    Ok(bound(statement, parameters).fetch_all(pool).await?.into_iter().next())
 }
 
 /// A statement with its parameters.
-fn bound<D>(sql: &Arc<str>, parameters: &[Parameter<'_>]) -> Query<'static, D, D::Arguments>
+fn bound<D>(statement: &Statement, parameters: &[Parameter<'_>]) -> Query<'static, D, D::Arguments>
 where
     D: sqlx::Database,
     bool: for<'t> Encode<'t, D> + Type<D>,
@@ -130,8 +131,8 @@ where
     for<'a> Option<&'a [u8]>: Encode<'a, D> + Type<D>,
 {
     // Made of constants and of the name of a table that was looked at.
-    let query = sqlx::query(AssertSqlSafe(Arc::clone(sql)));
-    parameters.iter().fold(query, |query, parameter| match *parameter {
+    let query = sqlx::query(AssertSqlSafe(Arc::clone(&statement.sql)));
+    parameters.iter().take(statement.parameters).fold(query, |query, parameter| match *parameter {
         Parameter::Bytes(bytes) => query.bind(bytes),
         Parameter::Flag(flag) => query.bind(flag),
         Parameter::Number(number) => query.bind(number),

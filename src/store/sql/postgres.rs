@@ -7,10 +7,12 @@
 //! 375 ms all the same. A first delivery costs two statements, a duplicate as many.
 //!
 //! Behind PgBouncer it needs sessions of its own, or 1.21 and later with `max_prepared_statements`: a statement that is prepared on
-//! one connection and run on another may be another's.
+//! one connection and run on another may be another's. PgBouncer also refuses the `lock_timeout` that [`open`](PostgresStore::open) asks
+//! for when it connects: bring a pool of your own.
 //!
-//! The user needs `SELECT`, `INSERT`, `UPDATE` and `DELETE` on the table. The table is made by [`migrate`](PostgresStore::migrate), or by whatever manages your schema from what
-//! [`schema`](PostgresStore::schema) says. Expired rows are removed in the background, 256 after each 64 new keys.
+//! The user needs `SELECT`, `INSERT`, `UPDATE` and `DELETE` on the table. The table is made by [`migrate`](PostgresStore::migrate), or by
+//! whatever manages your schema from what [`schema`](PostgresStore::schema) says. Expired rows are removed in the background, 16 after
+//! each 8 new keys while there are that many.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -21,27 +23,32 @@ use sqlx::AssertSqlSafe;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 use super::listen::Watchers;
-use super::row::Phase;
-use super::statements::{Dialect, Statements};
+use super::row::{FIRST, Phase, attempt};
+use super::statements::{Dialect, Statement, Statements};
 use super::table::{InvalidTable, table_name};
-use super::{Database, Parameter, Row, Sweeper, steps};
+use super::{Answer, Database, Parameter, Row, Sweeper, steps};
 use crate::key::Key;
 use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, Store, StoreError};
 
 /// The time of the server's clock, in milliseconds since 1970.
-pub(super) const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+const NOW: &str = "(date_part('epoch', clock_timestamp()) * 1000)::bigint";
 
 /// The lock timeout is less than the default of [`Ledger::store_timeout`](crate::Ledger::store_timeout), so that a step is refused and
 /// not given up. It holds for this statement's transaction, which ends with it.
 const BOUNDED_NOW: &str = "CASE WHEN set_config('lock_timeout', '200', true) IS NOT NULL \
-                           THEN (extract(epoch FROM clock_timestamp()) * 1000)::bigint END";
+                           THEN (date_part('epoch', clock_timestamp()) * 1000)::bigint END";
 
 /// Where the end of an attempt is told that somebody waits for, by the key as it [shows itself](crate::key::Key).
 pub(super) const CHANNEL: &str = "idempotency";
 const TELL: &str = "pg_notify('idempotency', translate(encode(key, 'base64'), '+/', '-_'))::text";
 
-const DIALECT: Dialect =
-    Dialect { now: NOW, bounded_now: BOUNDED_NOW, tell: Some(TELL), unheld: "FOR UPDATE SKIP LOCKED" };
+/// With a bound on waits in each statement. An array, since a join may be planned from all rows that have expired.
+pub(super) const DIALECT: Dialect = Dialect {
+    now: NOW,
+    bounded_now: BOUNDED_NOW,
+    tell: Some(TELL),
+    one_of: ["= ANY (ARRAY(", " FOR UPDATE SKIP LOCKED))"],
+};
 
 /// A store in a table of PostgreSQL 12 or later. Cheap to clone; clones are one store.
 ///
@@ -85,8 +92,10 @@ impl PostgresStore {
     ///
     /// Every running attempt and every duplicate needs a connection for the moment of a step. How long one waits for it is
     /// bounded by [`Ledger::store_timeout`](crate::Ledger::store_timeout). A pool of the store's own, as [`open`](Self::open) makes it, is
-    /// better: its `lock_timeout` also holds for tables, which an index that is being made, `VACUUM FULL` or `ALTER TABLE` lock, and
-    /// it does not ask each connection whether it lives (`test_before_acquire`), which doubles the round trips.
+    /// better: it does not ask each connection whether it lives (`test_before_acquire`), which doubles the round trips, and its
+    /// connections have a `lock_timeout`, which also holds for tables, that an index being made, `VACUUM FULL` or `ALTER TABLE` lock.
+    /// Where the options of this pool's connections
+    /// ([`PgConnectOptions::options`](sqlx::postgres::PgConnectOptions::options)) set none, each statement bounds its wait for rows itself.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
         Self::in_table(pool, "idempotency".to_owned())
@@ -102,7 +111,9 @@ impl PostgresStore {
     }
 
     fn in_table(pool: PgPool, table: String) -> Self {
-        let statements = Arc::new(Statements::of(&table, DIALECT));
+        let has_bound = pool.connect_options().get_options().is_some_and(|options| options.contains("lock_timeout"));
+        let dialect = if has_bound { Dialect { bounded_now: NOW, ..DIALECT } } else { DIALECT };
+        let statements = Arc::new(Statements::of(&table, dialect));
         Self { pool, table: table.into(), statements, sweeper: Arc::default(), watchers: Arc::default() }
     }
 
@@ -162,8 +173,16 @@ impl Database for PostgresStore {
         &self.statements
     }
 
-    async fn query(&self, sql: &Arc<str>, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
-        super::queried(&self.pool, sql, parameters).await
+    async fn write(&self, statement: &Statement, parameters: &[Parameter<'_>]) -> Answer<u32> {
+        if statement.returns {
+            return super::first(&self.pool, statement, parameters).await?.as_ref().map(attempt).transpose();
+        }
+        let done = super::bound(statement, parameters).execute(&self.pool).await?;
+        Ok((done.rows_affected() > 0).then_some(FIRST))
+    }
+
+    async fn read(&self, statement: &Statement, parameters: &[Parameter<'_>]) -> Answer<Row> {
+        super::first(&self.pool, statement, parameters).await?.as_ref().map(Row::read).transpose()
     }
 
     async fn changed(&self, key: &Key) {

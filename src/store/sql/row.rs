@@ -9,10 +9,8 @@ use sqlx::{ColumnIndex, Decode, Type};
 use crate::fingerprint::Fingerprint;
 use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, State};
 
-/// What a step has found under the key, or has made of it.
+/// What a step has found under the key.
 pub(super) struct Row {
-    /// It was written by this step.
-    wrote: bool,
     attempt: u32,
     phase: Phase,
     /// The claim that asks has it, or had it last.
@@ -41,30 +39,27 @@ pub(super) type Meaning<T> = Option<T>;
 // === impl Row ===
 
 impl Row {
-    /// Reads the columns that every step names.
+    /// Reads the columns that every read names.
     pub(super) fn read<R>(row: &R) -> Result<Self, sqlx::Error>
     where
         R: sqlx::Row,
+        usize: ColumnIndex<R>,
         for<'a> &'a str: ColumnIndex<R>,
         bool: for<'r> Decode<'r, R::Database> + Type<R::Database>,
         i64: for<'r> Decode<'r, R::Database> + Type<R::Database>,
         Vec<u8>: for<'r> Decode<'r, R::Database> + Type<R::Database>,
     {
         let unreadable = |error: Unreadable| sqlx::Error::Decode(error.into());
-        let wrote = row.try_get("wrote")?;
         let phase = Phase::of(row.try_get("state")?).map_err(unreadable)?;
         let record: Option<Vec<u8>> = row.try_get("record")?;
-        // What has been written is written, whatever stood there.
-        let fingerprint = if wrote { None } else { row.try_get("fingerprint")? };
-        if phase == Phase::Done && record.is_none() && !wrote {
+        if phase == Phase::Done && record.is_none() {
             return Err(unreadable(Unreadable("an outcome without a record")));
         }
         Ok(Self {
-            wrote,
-            attempt: u32::try_from(row.try_get::<i64, _>("attempt")?).unwrap_or(u32::MAX),
+            attempt: attempt(row)?,
             phase,
             is_mine: row.try_get("mine")?,
-            fingerprint: read_fingerprint(fingerprint).map_err(unreadable)?,
+            fingerprint: read_fingerprint(row.try_get("fingerprint")?).map_err(unreadable)?,
             forgotten: row.try_get("forgotten")?,
             lease_left: left(row.try_get("lease_left")?),
             expires_in: left(row.try_get("expires_in")?),
@@ -75,9 +70,6 @@ impl Row {
     /// What came of a claim.
     pub(super) fn claimed(self, claim: &Claim) -> Meaning<Claimed> {
         let (attempt, fingerprint) = (self.attempt, self.fingerprint);
-        if self.wrote {
-            return Some(Claimed::Acquired { attempt });
-        }
         if self.expires_in.is_zero() {
             return None;
         }
@@ -98,7 +90,6 @@ impl Row {
     /// to where it leads, or a renewal has nothing to do any more.
     pub(super) fn hold(&self, held: Phase) -> Meaning<Hold> {
         match self.phase {
-            _ if self.wrote => Some(Hold::Held),
             _ if self.expires_in.is_zero() => None,
             _ if !self.is_mine => Some(Hold::Lost),
             Phase::Running => None,
@@ -108,9 +99,6 @@ impl Row {
     }
 
     pub(super) fn forgotten(&self) -> Meaning<Forgotten> {
-        if self.wrote {
-            return Some(Forgotten::Forgotten);
-        }
         if self.expires_in.is_zero() {
             return Some(Forgotten::Absent);
         }
@@ -146,6 +134,19 @@ impl Phase {
             _ => Err(Unreadable("a state that there is not")),
         }
     }
+}
+
+/// The attempt that a claim begins whose key is new.
+pub(super) const FIRST: u32 = 1;
+
+/// The number of the attempt, which every statement that returns a row returns first.
+pub(super) fn attempt<R>(row: &R) -> Result<u32, sqlx::Error>
+where
+    R: sqlx::Row,
+    usize: ColumnIndex<R>,
+    i64: for<'r> Decode<'r, R::Database> + Type<R::Database>,
+{
+    Ok(u32::try_from(row.try_get::<i64, _>(0)?).unwrap_or(u32::MAX))
 }
 
 /// What is left of a time, none where it is over.

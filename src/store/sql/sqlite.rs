@@ -16,16 +16,17 @@ use sqlx::AssertSqlSafe;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use tokio::time::sleep;
 
-use super::statements::{Dialect, Statements};
+use super::row::{FIRST, attempt};
+use super::statements::{Dialect, Statement, Statements};
 use super::table::{InvalidTable, table_name};
-use super::{Database, Parameter, Row, Sweeper, steps};
+use super::{Answer, Database, Parameter, Row, Sweeper, steps};
 use crate::key::Key;
 use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, Store, StoreError};
 
 /// The time of the machine's clock, in milliseconds since 1970.
-pub(super) const NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)";
+const NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)";
 
-const DIALECT: Dialect = Dialect { now: NOW, bounded_now: NOW, tell: None, unheld: "" };
+pub(super) const DIALECT: Dialect = Dialect { now: NOW, bounded_now: NOW, tell: None, one_of: ["IN (", ")"] };
 
 /// How long a process waits for another that writes. Less than the default of
 /// [`Ledger::store_timeout`](crate::Ledger::store_timeout), so that it is refused and not given up.
@@ -148,8 +149,16 @@ impl Database for SqliteStore {
         &self.statements
     }
 
-    async fn query(&self, sql: &Arc<str>, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
-        super::queried(&self.pool, sql, parameters).await
+    async fn write(&self, statement: &Statement, parameters: &[Parameter<'_>]) -> Answer<u32> {
+        if statement.returns {
+            return super::first(&self.pool, statement, parameters).await?.as_ref().map(attempt).transpose();
+        }
+        let done = super::bound(statement, parameters).execute(&self.pool).await?;
+        Ok((done.rows_affected() > 0).then_some(FIRST))
+    }
+
+    async fn read(&self, statement: &Statement, parameters: &[Parameter<'_>]) -> Answer<Row> {
+        super::first(&self.pool, statement, parameters).await?.as_ref().map(Row::read).transpose()
     }
 
     /// It has no hints.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Parameter::{Bytes as Blob, Flag, Number, OptionalBytes};
-use super::row::{Meaning, Phase, Row};
-use super::statements::Step;
+use super::row::{FIRST, Meaning, Phase, Row};
+use super::statements::{Statement, Step};
 use super::{Contended, Database, Parameter, Sweeper, failed, is_undone, millis};
 use crate::key::Key;
 use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, StoreError};
@@ -14,18 +14,19 @@ use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, StoreError};
 /// How often a step is tried that others were faster than, or that the database has undone for their sake.
 const MAX_TRIES: usize = 8;
 
+enum Sent {
+    Wrote(u32),
+    Read(Option<Row>),
+}
+
 pub(super) async fn claim<D: Database>(database: &D, key: &Key, claim: &Claim) -> Result<Claimed, StoreError> {
     let [key, id, lease, retention, fingerprint] = named(key, claim);
     let parameters = [key, id, lease, retention, fingerprint, Flag(claim.refuse_other)];
     let step = &database.statements().claim;
-    if D::READS_FIRST {
-        let seen = database.query(&step.read, &parameters[..step.reads]).await.map_err(failed)?;
-        if let Some(answer) = seen.and_then(|row| row.claimed(claim)) {
-            return Ok(answer);
-        }
-    }
-    let claimed = settle(database, step, &parameters, |row| row?.claimed(claim)).await?;
-    if let Claimed::Acquired { attempt: 1 } = claimed {
+    let acquired = |attempt| Claimed::Acquired { attempt };
+    let first = (!D::READS_FIRST).then_some(&step.insert);
+    let claimed = settle(database, step, first, &parameters, acquired, |row| row?.claimed(claim)).await?;
+    if let Claimed::Acquired { attempt: FIRST } = claimed {
         Sweeper::new_key(database);
     }
     Ok(claimed)
@@ -34,7 +35,7 @@ pub(super) async fn claim<D: Database>(database: &D, key: &Key, claim: &Claim) -
 pub(super) async fn renew(database: &impl Database, key: &Key, claim: &Claim) -> Result<Hold, StoreError> {
     let [key, id, lease, retention, fingerprint] = named(key, claim);
     let parameters = [key, id, lease, retention, fingerprint, Number(claim.attempt.into())];
-    settle(database, &database.statements().renew, &parameters, |row| row?.hold(Phase::Done)).await
+    hold(database, &database.statements().renew, &parameters, Phase::Done).await
 }
 
 pub(super) async fn complete(
@@ -45,7 +46,7 @@ pub(super) async fn complete(
 ) -> Result<Hold, StoreError> {
     let [key, id, lease, retention, fingerprint] = named(key, claim);
     let parameters = [key, id, lease, retention, fingerprint, Number(claim.attempt.into()), Blob(record)];
-    settle(database, &database.statements().complete, &parameters, |row| row?.hold(Phase::Done)).await
+    hold(database, &database.statements().complete, &parameters, Phase::Done).await
 }
 
 pub(super) async fn release(
@@ -57,17 +58,18 @@ pub(super) async fn release(
     let [key, id, lease, retention, fingerprint] = named(key, claim);
     let number = Number(claim.attempt.into());
     let parameters = [key, id, lease, retention, fingerprint, number, Number(millis(remember))];
-    settle(database, &database.statements().release, &parameters, |row| row?.hold(Phase::Free)).await
+    hold(database, &database.statements().release, &parameters, Phase::Free).await
 }
 
 pub(super) async fn forget(database: &impl Database, key: &Key, force: bool) -> Result<Forgotten, StoreError> {
     let parameters = [Blob(key.as_bytes()), Flag(force)];
-    let forgotten = |row: Option<Row>| row.map_or(Some(Forgotten::Absent), |row| row.forgotten());
-    settle(database, &database.statements().forget, &parameters, forgotten).await
+    let step = &database.statements().forget;
+    let was_there = |row: Option<Row>| row.map_or(Some(Forgotten::Absent), |row| row.forgotten());
+    settle(database, step, Some(&step.update), &parameters, |_| Forgotten::Forgotten, was_there).await
 }
 
 pub(super) async fn lookup(database: &impl Database, key: &Key) -> Result<Option<Entry>, StoreError> {
-    let row = database.query(&database.statements().lookup, &[Blob(key.as_bytes())]).await.map_err(failed)?;
+    let row = database.read(&database.statements().lookup, &[Blob(key.as_bytes())]).await.map_err(failed)?;
     Ok(row.and_then(Row::entry))
 }
 
@@ -82,24 +84,32 @@ fn named<'a>(key: &'a Key, claim: &'a Claim) -> [Parameter<'a>; 5] {
     ]
 }
 
-/// Sends a step, and returns the row that it wrote or that was in its way.
-async fn send(database: &impl Database, step: &Step, parameters: &[Parameter<'_>]) -> Result<Option<Row>, sqlx::Error> {
-    match database.query(&step.write, parameters).await? {
-        None => database.query(&step.read, &parameters[..parameters.len().min(step.reads)]).await,
-        written => Ok(written),
-    }
-}
-
-/// Sends a step until what it finds means something.
-async fn settle<T>(
+/// A step of the claim that has the key. `held` is the phase in which it has, too, what is not running any more.
+async fn hold(
     database: &impl Database,
     step: &Step,
     parameters: &[Parameter<'_>],
+    held: Phase,
+) -> Result<Hold, StoreError> {
+    settle(database, step, Some(&step.update), parameters, |_| Hold::Held, |row| row?.hold(held)).await
+}
+
+/// Sends the statements of a step until one has written its row, or what is read instead means something: `wrote` says what it is to
+/// have written, with the number of the attempt.
+async fn settle<T>(
+    database: &impl Database,
+    step: &Step,
+    first: Option<&Statement>,
+    parameters: &[Parameter<'_>],
+    wrote: impl Fn(u32) -> T,
     meaning: impl Fn(Option<Row>) -> Meaning<T>,
 ) -> Result<T, StoreError> {
+    let mut write = first;
     for _ in 0..MAX_TRIES {
-        match send(database, step, parameters).await {
-            Ok(row) => {
+        match send(database, write, &step.read, parameters).await {
+            Ok(Sent::Wrote(attempt)) => return Ok(wrote(attempt)),
+            Ok(Sent::Read(row)) => {
+                write = Some(if row.is_some() { &step.update } else { &step.insert });
                 if let Some(answer) = meaning(row) {
                     return Ok(answer);
                 }
@@ -109,4 +119,19 @@ async fn settle<T>(
         }
     }
     Err(StoreError::refused(Contended))
+}
+
+/// Sends a write, and if that wrote nothing, a read of what was in its way.
+async fn send(
+    database: &impl Database,
+    write: Option<&Statement>,
+    read: &Statement,
+    parameters: &[Parameter<'_>],
+) -> Result<Sent, sqlx::Error> {
+    if let Some(write) = write
+        && let Some(attempt) = database.write(write, parameters).await?
+    {
+        return Ok(Sent::Wrote(attempt));
+    }
+    database.read(read, parameters).await.map(Sent::Read)
 }
