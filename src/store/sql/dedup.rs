@@ -185,10 +185,12 @@ impl Dedup<Postgres> {
             "CREATE TABLE IF NOT EXISTS {table} (key bytea PRIMARY KEY, expires_at bigint NOT NULL);\n\
              CREATE INDEX IF NOT EXISTS {index} ON {table} (expires_at);\n",
             &self.table,
+            "expires_at",
         )
     }
 
-    /// What removes rows that are kept no longer. Its one parameter is how many at most.
+    /// What removes rows that are kept no longer. Its one parameter is how many at most. Whoever runs it needs `SELECT`, `UPDATE` and
+    /// `DELETE` on the table, and the handler `SELECT` and `INSERT`.
     #[must_use]
     pub fn sweep(&self) -> String {
         sweeper::statement(&quoted(&self.table), "expires_at", super::postgres::DIALECT)
@@ -230,6 +232,7 @@ impl Dedup<Sqlite> {
             "CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY NOT NULL, expires_at INTEGER NOT NULL);\n\
              CREATE INDEX IF NOT EXISTS {index} ON {bare} (expires_at);\n",
             &self.table,
+            "expires_at",
         )
     }
 

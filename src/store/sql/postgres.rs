@@ -7,7 +7,7 @@
 //! 375 ms all the same. A first delivery costs two statements, a duplicate as many.
 //!
 //! Behind PgBouncer it needs sessions of its own, or 1.21 and later with `max_prepared_statements`: a statement that is prepared on
-//! one connection and run on another may be another's. PgBouncer also refuses the `lock_timeout` that [`open`](PostgresStore::open) asks
+//! one connection and run on another may be another's. PgBouncer also refuses or drops the `lock_timeout` that [`open`](PostgresStore::open) asks
 //! for when it connects: bring a pool of your own.
 //!
 //! The user needs `SELECT`, `INSERT`, `UPDATE` and `DELETE` on the table. The table is made by [`migrate`](PostgresStore::migrate), or by
@@ -37,6 +37,14 @@ const NOW: &str = "(date_part('epoch', clock_timestamp()) * 1000)::bigint";
 /// not given up. It holds for this statement's transaction, which ends with it.
 const BOUNDED_NOW: &str = "CASE WHEN set_config('lock_timeout', '200', true) IS NOT NULL \
                            THEN (date_part('epoch', clock_timestamp()) * 1000)::bigint END";
+
+/// Whether connections with these options wait for locks no longer than a statement would have them wait.
+fn bound_their_waits(options: &str) -> bool {
+    let last = options.split_whitespace().filter_map(|option| option.strip_prefix("lock_timeout=")).next_back();
+    // Without a unit it is milliseconds, and 0 is no bound.
+    let millis = last.and_then(|value| value.strip_suffix("ms").unwrap_or(value).parse().ok());
+    millis.is_some_and(|millis: u32| (1..=200).contains(&millis))
+}
 
 /// Where the end of an attempt is told that somebody waits for, by the key as it [shows itself](crate::key::Key).
 pub(super) const CHANNEL: &str = "idempotency";
@@ -95,7 +103,8 @@ impl PostgresStore {
     /// better: it does not ask each connection whether it lives (`test_before_acquire`), which doubles the round trips, and its
     /// connections have a `lock_timeout`, which also holds for tables, that an index being made, `VACUUM FULL` or `ALTER TABLE` lock.
     /// Where the options of this pool's connections
-    /// ([`PgConnectOptions::options`](sqlx::postgres::PgConnectOptions::options)) set none, each statement bounds its wait for rows itself.
+    /// ([`PgConnectOptions::options`](sqlx::postgres::PgConnectOptions::options)) set none of at most 200 ms, each
+    /// statement bounds its wait for rows itself.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
         Self::in_table(pool, "idempotency".to_owned())
@@ -111,7 +120,7 @@ impl PostgresStore {
     }
 
     fn in_table(pool: PgPool, table: String) -> Self {
-        let has_bound = pool.connect_options().get_options().is_some_and(|options| options.contains("lock_timeout"));
+        let has_bound = pool.connect_options().get_options().is_some_and(bound_their_waits);
         let dialect = if has_bound { Dialect { bounded_now: NOW, ..DIALECT } } else { DIALECT };
         let statements = Arc::new(Statements::of(&table, dialect));
         Self { pool, table: table.into(), statements, sweeper: Arc::default(), watchers: Arc::default() }
@@ -126,7 +135,7 @@ impl PostgresStore {
     /// What makes the table, as SQL. It can be run again where it is there.
     #[must_use]
     pub fn schema(&self) -> String {
-        super::table::with_index(include_str!("postgres.sql"), &self.table)
+        super::table::with_index(include_str!("postgres.sql"), &self.table, "sweep_after")
     }
 
     /// Makes the table if it is not there. Several processes may do so at once.
@@ -136,10 +145,11 @@ impl PostgresStore {
     /// If the server cannot be reached or does not let the user make tables.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         // To make what is there takes a lock all the same, and whoever waits for that holds up all who come after.
-        let (table, bare) = (super::table::quoted(&self.table), self.table.rsplit('.').next().unwrap_or_default());
+        let table = super::table::quoted(&self.table);
         let is_there = "SELECT EXISTS (SELECT FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid \
                         WHERE indrelid = to_regclass($1) AND relname = $2)";
-        let is_there = sqlx::query_scalar(is_there).bind(&table).bind(format!("{bare}_expires_at"));
+        let is_there =
+            sqlx::query_scalar(is_there).bind(&table).bind(super::table::index_name(&self.table, "sweep_after"));
         if is_there.fetch_one(&self.pool).await.map_err(super::failed)? {
             return Ok(());
         }
@@ -153,8 +163,8 @@ impl PostgresStore {
         transaction.commit().await.map_err(super::failed)
     }
 
-    /// Removes rows that have expired, up to `rows` of them, and says how many there were. For operators: the store does so
-    /// by itself.
+    /// Removes rows that have expired, up to `rows` of them, and says how many there were. A row is found at the latest one lease
+    /// after it has expired. For operators: the store does so by itself.
     ///
     /// # Errors
     ///
@@ -211,3 +221,22 @@ impl Database for PostgresStore {
 }
 
 super::store_by_steps!(PostgresStore);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_is_one_of_locks_and_no_longer_than_ours() {
+        for bound in
+            ["-c lock_timeout=200ms", "-c lock_timeout=50", "-c search_path=x -c lock_timeout=0 -c lock_timeout=1ms"]
+        {
+            assert!(bound_their_waits(bound), "{bound}");
+        }
+        let others =
+            ["", "-c deadlock_timeout=100ms", "-c lock_timeout=0", "-c lock_timeout=201ms", "-c lock_timeout=1s"];
+        for other in others.into_iter().chain(["-c lock_timeout=50 -c lock_timeout=1s", "-c lock_timeout=-1"]) {
+            assert!(!bound_their_waits(other), "{other}");
+        }
+    }
+}

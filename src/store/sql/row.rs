@@ -50,6 +50,10 @@ impl Row {
         Vec<u8>: for<'r> Decode<'r, R::Database> + Type<R::Database>,
     {
         let unreadable = |error: Unreadable| sqlx::Error::Decode(error.into());
+        let expires_in = left(row.try_get("expires_in")?);
+        if expires_in.is_zero() {
+            return Ok(Self::expired());
+        }
         let phase = Phase::of(row.try_get("state")?).map_err(unreadable)?;
         let record: Option<Vec<u8>> = row.try_get("record")?;
         if phase == Phase::Done && record.is_none() {
@@ -62,9 +66,23 @@ impl Row {
             fingerprint: read_fingerprint(row.try_get("fingerprint")?).map_err(unreadable)?,
             forgotten: row.try_get("forgotten")?,
             lease_left: left(row.try_get("lease_left")?),
-            expires_in: left(row.try_get("expires_in")?),
+            expires_in,
             record: record.unwrap_or_default().into(),
         })
+    }
+
+    /// Nobody's row, whatever is in it.
+    fn expired() -> Self {
+        Self {
+            attempt: 0,
+            phase: Phase::Free,
+            is_mine: false,
+            fingerprint: None,
+            forgotten: false,
+            lease_left: Duration::ZERO,
+            expires_in: Duration::ZERO,
+            record: Bytes::new(),
+        }
     }
 
     /// What came of a claim.

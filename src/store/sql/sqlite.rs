@@ -117,7 +117,7 @@ impl SqliteStore {
     /// What makes the table, as SQL. It can be run again where it is there.
     #[must_use]
     pub fn schema(&self) -> String {
-        super::table::with_index_of_database(include_str!("sqlite.sql"), &self.table)
+        super::table::with_index_of_database(include_str!("sqlite.sql"), &self.table, "sweep_after")
     }
 
     /// Makes the table if it is not there. Several processes may do so at once.
@@ -129,8 +129,8 @@ impl SqliteStore {
         sqlx::raw_sql(AssertSqlSafe(self.schema())).execute(&self.pool).await.map(drop).map_err(super::failed)
     }
 
-    /// Removes rows that have expired, up to `rows` of them, and says how many there were. For operators: the store does so
-    /// by itself.
+    /// Removes rows that have expired, up to `rows` of them, and says how many there were. A row is found at the latest one lease
+    /// after it has expired. For operators: the store does so by itself.
     ///
     /// # Errors
     ///

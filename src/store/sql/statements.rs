@@ -164,7 +164,7 @@ impl Statements {
 impl Statement {
     fn new(sql: &str) -> Self {
         let parameters = (1..=MAX_PARAMETERS).rev().find(|number| sql.contains(&format!("${number}"))).unwrap_or(0);
-        let returns = sql.starts_with("SELECT") || sql.contains("RETURNING");
+        let returns = sql.starts_with("SELECT ") || sql.ends_with(" RETURNING attempt");
         Self { sql: sql.into(), parameters, returns }
     }
 }

@@ -29,14 +29,15 @@ pub(super) struct Sweeper {
 /// That somebody sweeps, also where its task is dropped.
 struct Sweeping(Arc<Sweeper>);
 
-/// What removes rows by the time in the column `expiry`. Its one parameter is how many at most.
-pub(super) fn statement(table: &str, expiry: &str, dialect: Dialect) -> String {
+/// What removes rows that have expired, found by a column that has an index and is no less than `expires_at`, but for the moment
+/// between two looks at the clock. Its one parameter is how many at most.
+pub(super) fn statement(table: &str, indexed: &str, dialect: Dialect) -> String {
     let Dialect { now, one_of: [before, after], .. } = dialect;
     // The time as a query of its own, that is asked once: no index serves to compare with what changes while it is read, and to look
     // at all rows for those that have expired costs more than all else.
-    let is_over = format!("{expiry} <= (SELECT {now})");
-    let keys = format!("SELECT key FROM {table} WHERE {is_over} ORDER BY {expiry} LIMIT $1");
-    format!("DELETE FROM {table} WHERE key {before}{keys}{after} AND {is_over}")
+    let now = format!("(SELECT {now})");
+    let keys = format!("SELECT key FROM {table} WHERE {indexed} <= {now} ORDER BY {indexed} LIMIT $1");
+    format!("DELETE FROM {table} WHERE key {before}{keys}{after} AND expires_at <= {now}")
 }
 
 // === impl Sweeper ===

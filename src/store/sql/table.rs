@@ -30,16 +30,23 @@ pub(super) fn table_name(name: &str) -> Result<String, InvalidTable> {
 
 /// Fills in a schema whose indexes are where their tables are.
 #[cfg(feature = "postgres")]
-pub(super) fn with_index(schema: &str, table: &str) -> String {
+pub(super) fn with_index(schema: &str, table: &str, indexed: &str) -> String {
+    let index = quoted(&index_name(table, indexed));
+    schema.replace("{table}", &quoted(table)).replace("{index}", &index)
+}
+
+/// The name of the index of a column, without that of its schema.
+#[cfg(feature = "postgres")]
+pub(super) fn index_name(table: &str, indexed: &str) -> String {
     let bare = table.split_once('.').map_or(table, |(_, bare)| bare);
-    schema.replace("{table}", &quoted(table)).replace("{index}", &quoted(&format!("{bare}_expires_at")))
+    format!("{bare}_{indexed}")
 }
 
 /// The same for SQLite, where an index is named with its database and names its table without.
 #[cfg(feature = "sqlite")]
-pub(super) fn with_index_of_database(schema: &str, table: &str) -> String {
+pub(super) fn with_index_of_database(schema: &str, table: &str, indexed: &str) -> String {
     let bare = table.split_once('.').map_or(table, |(_, bare)| bare);
-    let index = quoted(&format!("{table}_expires_at"));
+    let index = quoted(&format!("{table}_{indexed}"));
     schema.replace("{table}", &quoted(table)).replace("{index}", &index).replace("{bare}", &quoted(bare))
 }
 
