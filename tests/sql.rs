@@ -240,10 +240,12 @@ async fn a_table_has_a_name_that_one_may_have() {
     let store = PostgresStore::new(pool.clone()).table("shop.seen_events").unwrap();
     join_all((0..8).map(|_| store.migrate())).await.into_iter().for_each(|made| made.unwrap());
     acquire(&store, &key(), Claim::new(LONG, LONG)).await;
-    for name in ["order", "clock", "Wrote", "x_23456789_123456789_123456789_123456789_123456789_1"] {
+    for name in ["order", "clock", "Wrote", "RETURNING", "x_23456789_123456789_123456789_123456789_123456789_1"] {
         let store = PostgresStore::new(pool.clone()).table(name).unwrap();
         store.migrate().await.unwrap();
-        acquire(&store, &key(), Claim::new(LONG, LONG)).await;
+        let key = key();
+        let claim = acquire(&store, &key, Claim::new(LONG, LONG)).await;
+        assert_eq!(store.renew(&key, &claim).await.unwrap(), Hold::Held);
         let indexes = "SELECT count(*) FROM pg_indexes WHERE tablename = $1";
         let indexes: i64 = sqlx::query_scalar(indexes).bind(name).fetch_one(&pool).await.unwrap();
         assert_eq!(indexes, 2, "{name}");

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use sqlx::error::DatabaseError;
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Encode, Executor, IntoArguments, Pool, Type};
+use sqlx::{AssertSqlSafe, Encode, Type};
 
 use self::row::Row;
 use self::statements::{Statement, Statements};
@@ -106,21 +106,6 @@ fn is_undone(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| matches!(&*code, "40001" | "40P01"))
 }
 
-/// The first row that a statement answers.
-async fn first<D>(pool: &Pool<D>, statement: &Statement, parameters: &[Parameter<'_>]) -> Answer<D::Row>
-where
-    D: sqlx::Database,
-    D::Arguments: IntoArguments<D>,
-    for<'c> &'c Pool<D>: Executor<'c, Database = D>,
-    bool: for<'t> Encode<'t, D> + Type<D>,
-    i64: for<'t> Encode<'t, D> + Type<D>,
-    for<'a> &'a [u8]: Encode<'a, D> + Type<D>,
-    for<'a> Option<&'a [u8]>: Encode<'a, D> + Type<D>,
-{
-    // To its end, not to its first row: SQLite commits, and says whether it could, after the last.
-    Ok(bound(statement, parameters).fetch_all(pool).await?.into_iter().next())
-}
-
 /// A statement with its parameters.
 fn bound<D>(statement: &Statement, parameters: &[Parameter<'_>]) -> Query<'static, D, D::Arguments>
 where
@@ -139,6 +124,26 @@ where
         Parameter::OptionalBytes(bytes) => query.bind(bytes),
     })
 }
+
+/// How a database is asked on connections of a pool. The client has no trait for how many rows a statement has changed.
+macro_rules! asks_its_pool {
+    () => {
+        async fn write(&self, statement: &Statement, parameters: &[Parameter<'_>]) -> Answer<u32> {
+            let query = super::bound(statement, parameters);
+            if statement.returns {
+                // To its end, not to its first row: SQLite commits, and says whether it could, after the last.
+                return query.fetch_all(&self.pool).await?.first().map(attempt).transpose();
+            }
+            let done = query.execute(&self.pool).await?;
+            Ok((done.rows_affected() > 0).then_some(FIRST))
+        }
+
+        async fn read(&self, statement: &Statement, parameters: &[Parameter<'_>]) -> Answer<Row> {
+            super::bound(statement, parameters).fetch_all(&self.pool).await?.first().map(Row::read).transpose()
+        }
+    };
+}
+use asks_its_pool;
 
 /// The trait of stores by the steps that they share.
 macro_rules! store_by_steps {

@@ -183,17 +183,7 @@ impl Database for PostgresStore {
         &self.statements
     }
 
-    async fn write(&self, statement: &Statement, parameters: &[Parameter<'_>]) -> Answer<u32> {
-        if statement.returns {
-            return super::first(&self.pool, statement, parameters).await?.as_ref().map(attempt).transpose();
-        }
-        let done = super::bound(statement, parameters).execute(&self.pool).await?;
-        Ok((done.rows_affected() > 0).then_some(FIRST))
-    }
-
-    async fn read(&self, statement: &Statement, parameters: &[Parameter<'_>]) -> Answer<Row> {
-        super::first(&self.pool, statement, parameters).await?.as_ref().map(Row::read).transpose()
-    }
+    super::asks_its_pool!();
 
     async fn changed(&self, key: &Key) {
         let watch = self.watchers.watch(*key, &self.pool);

@@ -149,17 +149,7 @@ impl Database for SqliteStore {
         &self.statements
     }
 
-    async fn write(&self, statement: &Statement, parameters: &[Parameter<'_>]) -> Answer<u32> {
-        if statement.returns {
-            return super::first(&self.pool, statement, parameters).await?.as_ref().map(attempt).transpose();
-        }
-        let done = super::bound(statement, parameters).execute(&self.pool).await?;
-        Ok((done.rows_affected() > 0).then_some(FIRST))
-    }
-
-    async fn read(&self, statement: &Statement, parameters: &[Parameter<'_>]) -> Answer<Row> {
-        super::first(&self.pool, statement, parameters).await?.as_ref().map(Row::read).transpose()
-    }
+    super::asks_its_pool!();
 
     /// It has no hints.
     async fn changed(&self, _: &Key) {

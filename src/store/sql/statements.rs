@@ -36,7 +36,7 @@ pub(super) struct Statement {
     pub(super) sql: Arc<str>,
     /// How many of its step's parameters it has.
     pub(super) parameters: usize,
-    /// It answers with a row.
+    /// It writes, and answers with the row.
     pub(super) returns: bool,
 }
 
@@ -97,17 +97,19 @@ impl Statements {
         };
         let step = |insert, update: String| Step { insert, update: Statement::new(&update), read: read("claim = $2") };
 
-        let mine = format!("k.expires_at <= {bounded_now} OR k.claim = $2 AND k.state = {RUNNING}");
+        let expired = format!("k.expires_at <= {now}");
+        let expired_bounded = format!("k.expires_at <= {bounded_now}");
+        let mine = format!("{expired_bounded} OR k.claim = $2 AND k.state = {RUNNING}");
         let held = "claim = $2, retention = $4, fingerprint = $5, forgotten = false";
         let claim = update(
             &format!(
                 "{held}, state = {RUNNING}, lease_until = {now} + $3, record = NULL, {}, \
-                 attempt = CASE WHEN k.expires_at <= {now} THEN 1 ELSE k.attempt + 1 END, \
+                 attempt = CASE WHEN {expired} THEN 1 ELSE k.attempt + 1 END, \
                  remembered = k.expires_at > {now} AND (k.remembered OR k.state = {RUNNING})",
                 lives("$3 + $4")
             ),
             &format!(
-                "k.expires_at <= {bounded_now} OR k.claim <> $2 \
+                "{expired_bounded} OR k.claim <> $2 \
                  AND (NOT $6 OR k.forgotten OR k.fingerprint IS NOT DISTINCT FROM $5) \
                  AND (k.state = {FREE} OR k.state = {RUNNING} AND k.lease_until <= {now})"
             ),
@@ -124,7 +126,6 @@ impl Statements {
             &format!("{held}, state = {DONE}, attempt = $6, record = $7, remembered = false, {}{told}", lives("$4")),
             &mine,
         );
-        let expired = format!("k.expires_at <= {now}");
         let life = "CASE WHEN k.remembered AND k.retention > $7 THEN k.retention ELSE $7 END";
         let release = update(
             &format!(
@@ -164,7 +165,7 @@ impl Statements {
 impl Statement {
     fn new(sql: &str) -> Self {
         let parameters = (1..=MAX_PARAMETERS).rev().find(|number| sql.contains(&format!("${number}"))).unwrap_or(0);
-        let returns = sql.starts_with("SELECT ") || sql.ends_with(" RETURNING attempt");
+        let returns = sql.ends_with(" RETURNING attempt");
         Self { sql: sql.into(), parameters, returns }
     }
 }

@@ -28,6 +28,17 @@ pub(super) fn table_name(name: &str) -> Result<String, InvalidTable> {
     is_name.then(|| name.to_owned()).ok_or(InvalidTable(()))
 }
 
+/// The name without that of its schema or database.
+fn bare(table: &str) -> &str {
+    table.split_once('.').map_or(table, |(_, bare)| bare)
+}
+
+/// The name of the index of a column, without that of its schema.
+#[cfg(feature = "postgres")]
+pub(super) fn index_name(table: &str, indexed: &str) -> String {
+    format!("{}_{indexed}", bare(table))
+}
+
 /// Fills in a schema whose indexes are where their tables are.
 #[cfg(feature = "postgres")]
 pub(super) fn with_index(schema: &str, table: &str, indexed: &str) -> String {
@@ -35,19 +46,11 @@ pub(super) fn with_index(schema: &str, table: &str, indexed: &str) -> String {
     schema.replace("{table}", &quoted(table)).replace("{index}", &index)
 }
 
-/// The name of the index of a column, without that of its schema.
-#[cfg(feature = "postgres")]
-pub(super) fn index_name(table: &str, indexed: &str) -> String {
-    let bare = table.split_once('.').map_or(table, |(_, bare)| bare);
-    format!("{bare}_{indexed}")
-}
-
 /// The same for SQLite, where an index is named with its database and names its table without.
 #[cfg(feature = "sqlite")]
 pub(super) fn with_index_of_database(schema: &str, table: &str, indexed: &str) -> String {
-    let bare = table.split_once('.').map_or(table, |(_, bare)| bare);
     let index = quoted(&format!("{table}_{indexed}"));
-    schema.replace("{table}", &quoted(table)).replace("{index}", &index).replace("{bare}", &quoted(bare))
+    schema.replace("{table}", &quoted(table)).replace("{index}", &index).replace("{bare}", &quoted(bare(table)))
 }
 
 // === impl InvalidTable ===
