@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio_util::task::task_tracker::{TaskTracker, TaskTrackerToken};
 
+use crate::alarms::Alarms;
 use crate::breaker::Breaker;
 use crate::fingerprint::Fingerprint;
 use crate::flight::Flights;
@@ -15,7 +16,7 @@ use crate::record::Record;
 use crate::store::erased::{ErasedStore, StoreFuture};
 use crate::store::{Entry, Forgotten, State, Store, StoreError};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{AbortHandle, spawn};
+use crate::sync::{AbortHandle, Runtime};
 use crate::telemetry::Shows;
 
 const MAX_IN_FLIGHT: usize = 1024;
@@ -42,6 +43,7 @@ struct Inner {
     in_flight: Arc<Gauge>,
     overdue: Arc<Gauge>,
     given_up: Arc<Gauge>,
+    alarms: Alarms,
     tasks: TaskTracker,
     draining: AtomicBool,
 }
@@ -98,6 +100,7 @@ impl Ledger {
             in_flight: Gauge::new(MAX_IN_FLIGHT, Some(Shows::Running)),
             overdue: Gauge::new(MAX_OVERDUE, Some(Shows::Overdue)),
             given_up: Gauge::new(MAX_GIVEN_UP, Some(Shows::GivenUp)),
+            alarms: Alarms::default(),
             tasks: TaskTracker::new(),
             draining: AtomicBool::new(false),
         }))
@@ -280,9 +283,13 @@ impl Ledger {
         self.0.given_up.take()
     }
 
+    pub(crate) fn alarms(&self) -> &Alarms {
+        &self.0.alarms
+    }
+
     /// Starts a task that draining waits for.
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
-        spawn(self.0.tasks.track_future(task)).abort_handle()
+    pub(crate) fn spawn(&self, runtime: &Runtime, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        runtime.spawn(self.0.tasks.track_future(task)).abort_handle()
     }
 }
 

@@ -43,7 +43,7 @@
 #![doc = include_str!("situations.md")]
 //! # What is promised, and what is not
 //!
-//! An attempt runs in a task of its own under a *claim*, which has a lease that is renewed while it runs, up to
+//! An attempt runs under a *claim*, which has a lease that is renewed while it runs, up to
 //! [`max_attempt`](IdempotencyLayer::max_attempt). Its outcome is in the store before the first byte of its response leaves.
 //! Where that takes longer than [`complete_wait`](IdempotencyLayer::complete_wait), the response leaves with
 //! `Idempotency-Stored: false`, and so does one that is too large or too slow to be kept: it streams, and a tombstone is stored
@@ -80,8 +80,9 @@
 //! # Where it stands among layers
 //!
 //! Outside in: trace, timeout, CORS, compression, authentication or the check of a signature, this layer, the handler. A
-//! forged request must not reach it, and an outcome must be kept as the handler made it. The handler runs in a task of its
-//! own, with the caller's tracing span and without the task-locals of the layers outside.
+//! forged request must not reach it, and an outcome must be kept as the handler made it. A handler that
+//! takes longer than 100 ms, or whose client leaves, goes on in a task of its own, with the caller's tracing span and without
+//! the task-locals of the layers outside.
 //!
 //! # gRPC
 //!
@@ -104,6 +105,7 @@
 //!
 //! Features add, and `gzip` adds keys where there were none. The layer runs on tokio: it starts tasks and keeps time there.
 
+mod alarms;
 mod attempt;
 mod body;
 mod breaker;

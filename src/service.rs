@@ -1,7 +1,7 @@
 //! The way of one request.
 //!
 //! ```text
-//! request ─► applies? ─► body, key ─► claim ─┬─ acquired ─► run inner in a task, renew lease ─► keep / release ─► respond
+//! request ─► applies? ─► body, key ─► claim ─┬─ acquired ─► run inner, renew lease ─► keep / release ─► respond
 //!               │            │               ├─ done     ─► replay
 //!               no           none            ├─ running  ─► attach ─► (done | free again ─► claim | patience over ─► refuse)
 //!               ▼            ▼               ├─ mismatch ─► refuse | replay

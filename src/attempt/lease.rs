@@ -15,6 +15,7 @@ use crate::key::{Key, Keys};
 use crate::ledger::{Ledger, bounded_by};
 use crate::store::erased::StoreFuture;
 use crate::store::{Claim, Claimed, Entry, Hold, MIN_DURATION, State, StoreError};
+use crate::sync::Runtime;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::telemetry;
 
@@ -165,6 +166,11 @@ impl Lease {
         &self.ledger
     }
 
+    /// When it is to be renewed first.
+    pub(crate) fn renew_at(&self) -> Instant {
+        self.previous.as_ref().map_or(self.renew_at, |previous| self.renew_at.min(previous.renew_at()))
+    }
+
     /// Renews the lease until it is lost, or until `deadline`.
     pub(crate) async fn keep(&self, deadline: Instant) -> Ended {
         match &self.previous {
@@ -290,7 +296,7 @@ impl Drop for Lease {
         let adrift = AtomicBool::new(false);
         // The previous lease, where there is one, is dropped with this one.
         let given_up = Self { ledger, key: self.key, claim, renew_at, adrift, previous: None };
-        self.ledger.spawn(async move {
+        self.ledger.spawn(&Runtime::current(), async move {
             given_up.release(given_up.claim.lease).await;
             drop(ticket);
         });

@@ -1,8 +1,8 @@
 //! One run of the inner service for a key.
 //!
-//! It runs in a task of its own: a client that hangs up changes nothing. The task renews the lease, runs the inner
-//! service, stores what came of it, and only then answers.
+//! It runs the inner service, stores what came of it, and only then answers. A client that hangs up changes nothing.
 
+mod attended;
 mod finish;
 mod handle;
 mod lease;
@@ -10,9 +10,10 @@ mod stream;
 
 use std::any::Any;
 use std::future::poll_fn;
+use std::mem;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,8 +23,8 @@ use http_body::Body;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tower::{BoxError, Service};
-use tracing::Instrument as _;
 
+use self::attended::Attended;
 use self::finish::{marked, unstored};
 pub use self::handle::Attempt;
 use self::lease::Ended;
@@ -35,7 +36,7 @@ use crate::ledger::AttemptTicket as Ticket;
 use crate::policy::is_endless;
 use crate::record::Content;
 use crate::rejection::Rejection;
-use crate::sync::{AbortHandle, Mutex, lock};
+use crate::sync::{AbortHandle, Mutex, Runtime, lock};
 use crate::telemetry::{Executed, Report, RunTimer};
 use crate::terms::{Terms, Verdict};
 
@@ -48,12 +49,19 @@ pub(crate) struct Run {
     ticket: Mutex<Ticket>,
     /// Until the attempt has lost, is overdue, or has ended.
     lead: Mutex<Option<Lead>>,
-    /// The task that renews the lease.
-    keeper: OnceLock<AbortHandle>,
+    keeper: Mutex<Keeper>,
     lost: watch::Sender<bool>,
     handle: Attempt,
     /// Whether the request body, where it is streamed through, has failed.
     request_failed: Failed,
+}
+
+/// The task that renews the lease, where one is needed.
+enum Keeper {
+    Idle,
+    Keeps(AbortHandle),
+    /// From here on nothing is renewed.
+    Rests,
 }
 
 /// Who is to be answered.
@@ -69,8 +77,8 @@ enum Reply<R, E> {
     Response(Response<ResponseBody<R>>),
 }
 
-/// A task that ends with another.
-struct AbortOnDrop(AbortHandle);
+/// An attempt on its way: when it ends, in whatever way, its lease is not renewed any more.
+struct UnderWay(Arc<Run>);
 
 /// What came of the inner service.
 enum Ran<R, E> {
@@ -102,13 +110,13 @@ impl Run {
             lease,
             lead: Mutex::new(Some(lead)),
             ticket: Mutex::new(ticket),
-            keeper: OnceLock::new(),
+            keeper: Mutex::new(Keeper::Idle),
             lost,
             request_failed,
         }
     }
 
-    /// Runs in a task, in the caller's span, and waits for what it answers. Who stops waiting stops nothing.
+    /// Runs, and waits for what it answers. Who stops waiting stops nothing.
     pub(crate) fn start<S, B, R>(
         self,
         inner: S,
@@ -129,18 +137,14 @@ impl Run {
         let (reply, replied) = oneshot::channel();
         let client = Client { reply: Some(reply), report };
         let terms = self.terms.clone();
-        let ledger = self.lease.ledger().clone();
         let run = Arc::new(self);
-        // In a task of its own: a handler that blocks its thread must not lose its lease by that.
-        let keeper = ledger.spawn(Arc::clone(&run).keep());
-        let _ = run.keeper.set(keeper.clone());
-        let attempt = async move {
-            let _keeper = AbortOnDrop(keeper);
-            run.run(inner, request, client).await;
-        };
-        ledger.spawn(attempt.in_current_span());
+        let under_way = UnderWay(Arc::clone(&run));
+        let attempt = async move { under_way.0.run(inner, request, client).await };
+        // A store that panics ends it, and the runtime of its caller says no more than that.
+        let attempt = AssertUnwindSafe(attempt).catch_unwind().map(drop);
+        let attended = Attended::new(run, attempt, replied);
         async move {
-            match replied.await {
+            match attended.await {
                 Ok(Reply::Response(response)) if terms.mark_first => Ok(marked(response)),
                 Ok(Reply::Response(response)) => Ok(response),
                 Ok(Reply::Error(error)) => Err(error),
@@ -273,10 +277,24 @@ impl Run {
         self.step_down();
     }
 
+    /// When at the latest the lease needs somebody who renews it.
+    fn needs_keeper_at(&self) -> Instant {
+        self.lease.renew_at().min(self.overdue)
+    }
+
+    /// Has the lease renewed in a task of its own: a handler that blocks its thread must not lose its lease by that.
+    fn start_keeper(self: &Arc<Self>, runtime: &Runtime) {
+        let mut keeper = lock(&self.keeper);
+        if let Keeper::Idle = *keeper {
+            *keeper = Keeper::Keeps(self.lease.ledger().spawn(runtime, Arc::clone(self).keep()));
+        }
+    }
+
     /// Renews no more: a key that is finished or given back must not come to life again.
     fn rest(&self) {
-        if let Some(keeper) = self.keeper.get() {
-            keeper.abort();
+        let keeper = mem::replace(&mut *lock(&self.keeper), Keeper::Rests);
+        if let Keeper::Keeps(task) = keeper {
+            task.abort();
         }
     }
 
@@ -286,8 +304,10 @@ impl Run {
     }
 }
 
-impl Drop for AbortOnDrop {
+// === impl UnderWay ===
+
+impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.abort();
+        self.0.rest();
     }
 }

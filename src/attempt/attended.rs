@@ -1,0 +1,113 @@
+//! Who polls an attempt.
+//!
+//! Its caller does, as long as the caller stays and it does not take long: most attempts need no task of their own. All
+//! others get two, one that polls it and one that renews its lease.
+
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tracing::{Instrument as _, Span};
+
+use super::Run;
+use crate::alarms::{Alarm, Called};
+use crate::sync::{Mutex, Runtime, lock, try_lock};
+
+/// How long an attempt may take and be without a task. It is not bound to be polled till then: a caller may hold a future
+/// and do something else.
+const ATTENDED_FOR: Duration = Duration::from_millis(100);
+
+/// An attempt in the hands of its caller, who waits for a reply. Dropped, it goes on without.
+pub(super) struct Attended<T> {
+    work: Arc<Work>,
+    alarm: Alarm,
+    reply: oneshot::Receiver<T>,
+}
+
+/// What there is to poll, and by whom if not by the caller.
+struct Work {
+    run: Arc<Run>,
+    /// As long as the caller has it.
+    attempt: Mutex<Option<BoxFuture<'static, ()>>>,
+    runtime: Runtime,
+    span: Span,
+}
+
+// === impl Attended ===
+
+impl<T> Attended<T> {
+    pub(super) fn new(
+        run: Arc<Run>,
+        attempt: impl Future<Output = ()> + Send + 'static,
+        reply: oneshot::Receiver<T>,
+    ) -> Self {
+        let work = Arc::new(Work {
+            run,
+            attempt: Mutex::new(Some(attempt.boxed())),
+            runtime: Runtime::current(),
+            span: Span::current(),
+        });
+        let called: Weak<Work> = Arc::downgrade(&work);
+        let at = work.run.needs_keeper_at().min(Instant::now() + ATTENDED_FOR);
+        let alarm = work.run.lease.ledger().alarms().set(at, called, &work.runtime);
+        Self { work, alarm, reply }
+    }
+}
+
+impl<T> Future for Attended<T> {
+    type Output = Result<T, oneshot::error::RecvError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.work.poll(cx);
+        let reply = ready!(Pin::new(&mut self.reply).poll(cx));
+        Poll::Ready(reply)
+    }
+}
+
+impl<T> Drop for Attended<T> {
+    fn drop(&mut self) {
+        self.work.run.lease.ledger().alarms().unset(self.alarm);
+        let attempt = lock(&self.work.attempt).take();
+        self.work.leave(attempt);
+    }
+}
+
+// === impl Work ===
+
+impl Work {
+    fn poll(&self, cx: &mut Context<'_>) {
+        let mut attempt = lock(&self.attempt);
+        if attempt.as_mut().is_some_and(|attempt| attempt.as_mut().poll(cx).is_ready()) {
+            let ended = attempt.take();
+            drop(attempt);
+            drop(ended);
+        }
+    }
+
+    /// Leaves the attempt, unless it has ended, to tasks.
+    fn leave(&self, attempt: Option<BoxFuture<'static, ()>>) {
+        if let Some(attempt) = attempt {
+            self.run.start_keeper(&self.runtime);
+            self.run.lease.ledger().spawn(&self.runtime, attempt.instrument(self.span.clone()));
+        }
+    }
+}
+
+impl Called for Work {
+    fn called(self: Arc<Self>) -> Option<Instant> {
+        let Some(mut attempt) = try_lock(&self.attempt) else {
+            // It is being polled, and may be blocking that thread.
+            self.run.start_keeper(&self.runtime);
+            return Some(Instant::now() + ATTENDED_FOR);
+        };
+        let taken = attempt.take();
+        drop(attempt);
+        self.leave(taken);
+        None
+    }
+}

@@ -1,0 +1,185 @@
+//! An attempt is polled by its caller until that leaves, or it takes long. Nothing may depend on which of them it is.
+
+#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
+mod common;
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+use std::thread;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+use tokio::task::try_id;
+use tokio::time::sleep;
+use tower_idempotency::key::header;
+use tower_idempotency::store::State;
+use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore};
+
+use self::common::app::{Answer, App, answer, attempt, event};
+
+const LEASE: Duration = Duration::from_millis(300);
+
+fn layer(ledger: &Ledger) -> IdempotencyLayer {
+    IdempotencyLayer::webhook(ledger, header("X-Id")).lease(LEASE).patience(Duration::ZERO)
+}
+
+/// Works for so long.
+fn working(ledger: &Ledger, time: Duration) -> App {
+    App::new(&layer(ledger), move |_, run| async move {
+        sleep(time).await;
+        answer(200, format!("run {run}"))
+    })
+}
+
+/// Another process on the same store.
+fn rival(store: &MemoryStore) -> App {
+    working(&Ledger::new(store.clone()), Duration::ZERO)
+}
+
+/// Polls a delivery until it can go no further for the moment.
+async fn begin(delivery: &mut BoxFuture<'static, Answer>) {
+    let ended = poll_fn(|cx| Poll::Ready(delivery.as_mut().poll(cx).is_ready())).await;
+    assert!(!ended, "it has ended");
+}
+
+fn multi_thread() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_short_stays_with_its_caller_and_one_that_is_long_does_not() {
+    for (time, stays) in [(Duration::from_millis(50), true), (Duration::from_secs(1), false)] {
+        let (told, handled_by) = oneshot::channel();
+        let told = std::sync::Arc::new(std::sync::Mutex::new(Some(told)));
+        let app = App::new(&layer(&Ledger::new(MemoryStore::new())), move |_, _| {
+            let told = told.lock().unwrap().take();
+            async move {
+                sleep(time).await;
+                told.unwrap().send(try_id()).unwrap();
+                answer(200, "done")
+            }
+        });
+        let caller = tokio::spawn(async move { (try_id(), app.send(event("e")).await) });
+        let (caller, answer) = caller.await.unwrap();
+        assert_eq!(answer.body, "done");
+        assert_eq!(caller == handled_by.await.unwrap(), stays, "{time:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_nobody_polls_ends_all_the_same() {
+    let store = MemoryStore::new();
+    let ledger = Ledger::new(store.clone());
+    let app = App::new(&layer(&ledger), |request, _| async move {
+        let key = attempt(&request).key();
+        sleep(Duration::from_millis(1)).await;
+        answer(200, key.to_string())
+    });
+    let mut held = app.send(event("e")).boxed();
+    begin(&mut held).await;
+    sleep(Duration::from_secs(1)).await;
+    let told = rival(&store).send(event("e")).await;
+    assert!(told.is_replayed());
+    let key = std::str::from_utf8(&told.body).unwrap().parse().unwrap();
+    assert!(matches!(ledger.lookup(&key).await.unwrap().unwrap().state, State::Done(_)));
+    assert_eq!(held.await.body, told.body);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_nobody_polls_keeps_its_lease() {
+    let store = MemoryStore::new();
+    let mut held = working(&Ledger::new(store.clone()), LEASE * 10).send(event("e"));
+    begin(&mut held).await;
+    for _ in 0..9 {
+        sleep(LEASE).await;
+        assert_eq!(rival(&store).send(event("e")).await.code().as_deref(), Some("running"));
+    }
+    assert_eq!(held.await.body, "run 1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_blocks_its_thread_from_the_first_poll_on_keeps_its_lease() {
+    let store = MemoryStore::new();
+    let app = App::new(&layer(&Ledger::new(store.clone())), |_, run| {
+        thread::sleep(LEASE * 4);
+        async move { answer(200, format!("run {run}")) }
+    });
+    let blocking = tokio::spawn(app.send(event("e")));
+    // Not by the runtime, of which one thread is blocked.
+    tokio::task::block_in_place(|| thread::sleep(LEASE * 3));
+    assert_eq!(rival(&store).send(event("e")).await.code().as_deref(), Some("running"));
+    assert_eq!(blocking.await.unwrap().body, "run 1");
+}
+
+#[test]
+fn one_whose_caller_is_dropped_outside_of_a_runtime_goes_on() {
+    let store = MemoryStore::new();
+    let runtime = multi_thread();
+    let app = working(&Ledger::new(store.clone()), Duration::from_millis(50));
+    let mut delivery = app.send(event("e"));
+    runtime.block_on(begin(&mut delivery));
+    drop(delivery);
+    runtime.block_on(async {
+        let retry = rival(&store);
+        while !retry.send(event("e")).await.is_replayed() {
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(retry.runs(), 0);
+    });
+}
+
+/// The ledger's alarms are looked after by a task in the runtime of whoever sets the first.
+#[test]
+fn a_runtime_that_is_blocked_takes_no_lease_from_attempts_in_another() {
+    let store = MemoryStore::new();
+    let ledger = Ledger::new(store.clone());
+    let (blocked, other) = (Builder::new_current_thread().enable_all().build().unwrap(), multi_thread());
+    let mut blocking = working(&ledger, LEASE).send(event("of the blocked"));
+    blocked.block_on(begin(&mut blocking));
+    other.block_on(async {
+        let mut held = working(&ledger, LEASE * 5).send(event("of the other"));
+        begin(&mut held).await;
+        sleep(LEASE * 2 / 3).await;
+        // Whoever comes sees that nobody looks after them.
+        working(&ledger, Duration::ZERO).send(event("later")).await;
+        sleep(LEASE * 2).await;
+        assert_eq!(rival(&store).send(event("of the other")).await.code().as_deref(), Some("running"));
+        assert_eq!(held.await.body, "run 1");
+    });
+    blocked.block_on(async { assert_eq!(blocking.await.body, "run 1") });
+}
+
+/// The same task ends with that runtime.
+#[test]
+fn the_end_of_a_runtime_takes_no_lease_from_attempts_in_another() {
+    let store = MemoryStore::new();
+    let ledger = Ledger::new(store.clone());
+    let (first, second) = (multi_thread(), multi_thread());
+    let mut ends = working(&ledger, LEASE * 10).send(event("of the first"));
+    first.block_on(begin(&mut ends));
+    let mut goes_on = working(&ledger, LEASE * 10).send(event("of the second"));
+    second.block_on(begin(&mut goes_on));
+    drop(first);
+    second.block_on(async {
+        let goes_on = tokio::spawn(goes_on);
+        sleep(LEASE * 3).await;
+        assert_eq!(rival(&store).send(event("of the second")).await.code().as_deref(), Some("running"));
+        assert_eq!(goes_on.await.unwrap().body, "run 1");
+        // With its runtime that attempt has ended, and its lease is over.
+        assert_eq!(rival(&store).send(event("of the first")).await.body, "run 1");
+        assert_eq!(ends.await.status, 503);
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_stays_gets_what_its_attempt_answers_after_it_was_moved() {
+    let app = working(&Ledger::new(MemoryStore::new()), Duration::from_secs(10));
+    let mut delivery = pin!(app.send(event("e")));
+    assert!(delivery.as_mut().now_or_never().is_none());
+    assert_eq!(delivery.await.body, "run 1");
+}
