@@ -5,8 +5,17 @@
 
 use std::fmt;
 
+/// How much is digested in one go, in bytes: all that makes up most keys and small payloads, and no more than a chunk of BLAKE3.
+const SHORT: usize = 512;
+
 /// A digest under way.
-pub(crate) struct Digest(blake3::Hasher);
+pub(crate) struct Digest {
+    secret: Option<Secret>,
+    short: [u8; SHORT],
+    len: usize,
+    /// From where it is no longer short.
+    long: Option<Box<blake3::Hasher>>,
+}
 
 /// What nobody but this service knows: without it, a digest cannot be told from a guess.
 #[derive(Clone, Copy)]
@@ -20,21 +29,46 @@ impl Digest {
 
     /// As [`Digest::new`], under a secret where there is one.
     pub(crate) fn keyed(domain: &'static str, secret: Option<&Secret>) -> Self {
-        let hasher = secret.map_or_else(blake3::Hasher::new, |secret| blake3::Hasher::new_keyed(&secret.0));
-        let mut digest = Self(hasher);
+        let mut digest = Self { secret: secret.copied(), short: [0; SHORT], len: 0, long: None };
         digest.part(b'#', domain.as_bytes());
         digest
     }
 
     pub(crate) fn part(&mut self, tag: u8, bytes: &[u8]) {
-        self.0.update(&[tag]);
-        self.0.update(&(bytes.len() as u64).to_le_bytes());
-        self.0.update(bytes);
+        self.add(&[tag]);
+        self.add(&(bytes.len() as u64).to_le_bytes());
+        self.add(bytes);
     }
 
+    fn add(&mut self, bytes: &[u8]) {
+        let room = self.short[self.len..].get_mut(..bytes.len()).filter(|_| self.long.is_none());
+        if let Some(room) = room {
+            room.copy_from_slice(bytes);
+            self.len += bytes.len();
+            return;
+        }
+        let start = || {
+            let mut hasher = match &self.secret {
+                None => blake3::Hasher::new(),
+                Some(secret) => blake3::Hasher::new_keyed(&secret.0),
+            };
+            hasher.update(&self.short[..self.len]);
+            Box::new(hasher)
+        };
+        self.long.get_or_insert_with(start).update(bytes);
+    }
+
+    /// Its first bytes, of 32.
     pub(crate) fn finish<const N: usize>(&self) -> [u8; N] {
+        const { assert!(N <= blake3::OUT_LEN) };
+        let short = &self.short[..self.len];
+        let hash = match (&self.long, &self.secret) {
+            (Some(hasher), _) => hasher.finalize(),
+            (None, None) => blake3::hash(short),
+            (None, Some(secret)) => blake3::keyed_hash(&secret.0, short),
+        };
         let mut out = [0; N];
-        self.0.finalize_xof().fill(&mut out);
+        out.copy_from_slice(&hash.as_bytes()[..N]);
         out
     }
 }
@@ -49,5 +83,35 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Short, long, and about where the one becomes the other.
+    #[test]
+    fn a_digest_is_that_of_all_its_bytes() {
+        let bytes = vec![7; 5000];
+        for secret in [None, Some(Secret::new(b"a secret"))] {
+            for lengths in
+                [vec![], vec![1], vec![490], vec![491], vec![492], vec![499, 1, 1], vec![5000], vec![3, 4000, 0, 9]]
+            {
+                let mut digest = Digest::keyed("test", secret.as_ref());
+                let mut whole = b"#\x04\0\0\0\0\0\0\0test".to_vec();
+                for length in lengths {
+                    digest.part(b'p', &bytes[..length]);
+                    whole.push(b'p');
+                    whole.extend((length as u64).to_le_bytes());
+                    whole.extend(&bytes[..length]);
+                }
+                let hash = match &secret {
+                    None => blake3::hash(&whole),
+                    Some(secret) => blake3::keyed_hash(&secret.0, &whole),
+                };
+                assert_eq!(digest.finish::<24>(), hash.as_bytes()[..24], "of {} bytes", whole.len());
+            }
+        }
     }
 }

@@ -9,6 +9,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 /// How long a stored key is, in bytes: 192 bits.
 const KEY_LEN: usize = 24;
 
+/// How long it is as text.
+const TEXT_LEN: usize = KEY_LEN / 3 * 4;
+
 /// The name under which the store knows one event: a digest of its scope and its parts.
 ///
 /// It says nothing about the raw key, is the same in every process and for every delivery, and is therefore fit for
@@ -44,6 +47,14 @@ impl Key {
         Self(digest)
     }
 
+    /// It as text, without a thing allocated.
+    pub(crate) fn with_text<T>(&self, read: impl FnOnce(&str) -> T) -> T {
+        let mut text = [0; TEXT_LEN];
+        // It fits, and is ASCII.
+        let written = URL_SAFE_NO_PAD.encode_slice(self.0, &mut text).unwrap_or(0);
+        read(str::from_utf8(&text[..written]).unwrap_or_default())
+    }
+
     /// The digest itself.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; KEY_LEN] {
@@ -60,7 +71,7 @@ impl From<[u8; KEY_LEN]> for Key {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&URL_SAFE_NO_PAD.encode(self.0))
+        self.with_text(|text| f.write_str(text))
     }
 }
 

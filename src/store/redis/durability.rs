@@ -123,6 +123,10 @@ impl Confirmer {
         Self { durability, topology, at_once, free: Semaphore::new(at_once), idle: Mutex::default() }
     }
 
+    pub(super) fn waits_for_nobody(&self) -> bool {
+        matches!(self.durability, Durability::Master)
+    }
+
     /// Returns when what a claim has written is as safe as was asked for.
     pub(super) async fn confirm(&self, name: &str, phase: Phase, id: &ClaimId) -> Result<(), Unconfirmed> {
         let (Durability::Replicated { timeout, .. } | Durability::Synced { timeout, .. }) = self.durability else {

@@ -56,7 +56,7 @@ impl Script {
     pub(super) async fn call(&self, connector: &Connector, key: &str, args: &[&[u8]]) -> Result<Value, Failure> {
         match connector.query(key, &command("EVALSHA", &self.hash, &[key], args)).await {
             Err(failure) if is_unknown(&failure) => {
-                self.call_whole(connector, key, args).await.map_err(|next| failure.and_then(next))
+                Box::pin(self.call_whole(connector, key, args)).await.map_err(|next| failure.and_then(next))
             }
             answer => answer,
         }
@@ -79,7 +79,7 @@ impl Script {
         staged.add_command(stage.clone()).add_command(command("EVALSHA", &self.hash, &keys, args));
         match connector.query_all(keys[0], &staged).await {
             Err(failure) if is_unknown(&failure) => {
-                let answer = connector.query(keys[0], &command("EVAL", self.code, &keys, args)).await;
+                let answer = Box::pin(connector.query(keys[0], &command("EVAL", self.code, &keys, args))).await;
                 answer.map_err(|next| failure.and_then(next))
             }
             answers => Ok(answers?.pop().unwrap_or(Value::Nil)),
