@@ -27,7 +27,7 @@ pub(crate) const IDEMPOTENCY_STORED: HeaderName = HeaderName::from_static("idemp
 pub(crate) const IDEMPOTENCY_EXPIRES: HeaderName = HeaderName::from_static("idempotency-expires");
 
 /// What belongs to one connection (RFC 9110 §7.6.1), to one caller, or to one moment, and is never replayed.
-const NEVER_KEPT: [HeaderName; 16] = [
+static NEVER_KEPT: [HeaderName; 16] = [
     header::AUTHORIZATION,
     header::CONNECTION,
     header::CONTENT_LENGTH,
@@ -132,13 +132,13 @@ impl Keeping {
     }
 
     /// The outcome told again.
-    pub(crate) fn replay<R>(&self, record: &Record, replay: Replay) -> Result<Response<ResponseBody<R>>, Rejection> {
-        let (body, trailers) = match (&record.content, replay) {
-            (Content::Kept { body, trailers }, _) => (body.clone(), trailers.clone()),
+    pub(crate) fn replay<R>(&self, record: Record, replay: Replay) -> Result<Response<ResponseBody<R>>, Rejection> {
+        let (body, trailers) = match (record.content, replay) {
+            (Content::Kept { body, trailers }, _) => (body, trailers),
             (Content::Tombstone, Replay::Acknowledge) => (Bytes::new(), None),
             (Content::Tombstone, Replay::Outcome) => return Err(Rejection::OutcomeNotRetained),
         };
-        let mut headers = record.headers.clone();
+        let mut headers = record.headers;
         let status = match replay {
             Replay::Acknowledge if record.status.is_success() => StatusCode::OK,
             Replay::Acknowledge | Replay::Outcome => record.status,
@@ -168,21 +168,24 @@ impl Keeping {
             kept.remove(name);
         }
         let is_grpc = media_type::is_grpc(headers);
-        let needed = |name: &&HeaderName| **name == GRPC_STATUS || is_grpc && OF_A_CALL.contains(name);
-        for name in NEVER_KEPT.iter().chain(&self.never).filter(|name| !needed(name)) {
+        let is_kept = |name: &HeaderName| {
+            let is_needed = *name == GRPC_STATUS || is_grpc && OF_A_CALL.contains(name);
+            let is_never = NEVER_KEPT.contains(name) || self.never.contains(name);
+            (is_needed || !is_never) && self.only.as_ref().is_none_or(|only| is_among(only, name, is_grpc))
+        };
+        for name in headers.keys().filter(|name| !is_kept(name)) {
             kept.remove(name);
-        }
-        if let Some(only) = &self.only {
-            // A body that is kept without its coding cannot be read. The other is the layer's own.
-            let always = [header::CONTENT_ENCODING, IDEMPOTENCY_EXPIRES];
-            let of_grpc =
-                |name: &HeaderName| name.as_str().starts_with("grpc-") || *name == header::CONTENT_TYPE && is_grpc;
-            let is_kept = |name: &&HeaderName| only.contains(name) || always.contains(name) || of_grpc(name);
-            let others = kept.keys().filter(|name| !is_kept(name)).cloned().collect::<Vec<_>>();
-            others.iter().for_each(|name| drop(kept.remove(name)));
         }
         kept
     }
+}
+
+/// Whether a header is one of those that alone are kept, or none to go without: a body cannot be read without its coding, nor a
+/// call without what is its own, and one is the layer's.
+fn is_among(only: &[HeaderName], name: &HeaderName, is_grpc: bool) -> bool {
+    let always = [header::CONTENT_ENCODING, IDEMPOTENCY_EXPIRES];
+    let is_of_a_call = name.as_str().starts_with("grpc-") || *name == header::CONTENT_TYPE && is_grpc;
+    only.contains(name) || always.contains(name) || is_of_a_call
 }
 
 /// What a hook makes of it; nothing where it panics. The status stays.
@@ -276,7 +279,7 @@ mod tests {
     }
 
     fn replay(keeping: &Keeping, record: &Record, replay: Replay) -> Told {
-        keeping.replay(record, replay).unwrap()
+        keeping.replay(record.clone(), replay).unwrap()
     }
 
     #[test]

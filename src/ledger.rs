@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio_util::task::task_tracker::{TaskTracker, TaskTrackerToken};
 
 use crate::alarms::Alarms;
@@ -12,7 +13,6 @@ use crate::fingerprint::Fingerprint;
 use crate::flight::Flights;
 use crate::gauge::{Gauge, Ticket};
 use crate::key::{Key, Keys};
-use crate::record::Record;
 use crate::store::erased::{ErasedStore, StoreFuture};
 use crate::store::{Entry, Forgotten, State, Store, StoreError};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -68,7 +68,7 @@ impl AttemptTicket {
 
 /// What the store knows of an event that may not start here.
 pub(crate) enum Known {
-    Done(Option<Fingerprint>, Arc<Record>),
+    Done(Option<Fingerprint>, Bytes),
     /// Nothing, or that the next attempt may start.
     Nothing,
     Running,
@@ -220,8 +220,7 @@ impl Ledger {
         for key in [Some(keys.current), keys.previous].into_iter().flatten() {
             match self.lookup(&key).await? {
                 Some(Entry { fingerprint, state: State::Done(record), .. }) => {
-                    let record = Record::decode(&record).map_err(StoreError::unreadable)?;
-                    return Ok(Known::Done(fingerprint, Arc::new(record)));
+                    return Ok(Known::Done(fingerprint, record));
                 }
                 Some(Entry { state: State::Running, .. }) => known = Known::Running,
                 Some(Entry { state: State::Free, .. }) | None => {}

@@ -12,7 +12,6 @@ use std::fmt;
 use std::future::poll_fn;
 use std::ops::ControlFlow;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -120,12 +119,12 @@ impl<S> Delivery<S> {
                 self.terms.warn_once(PassedThrough::NotApplicable);
             }
             let outcome = Outcome::PassedThrough(PassedThrough::NotApplicable);
-            return self.run_unprotected(head, RequestBody::untouched(body), outcome, report).await;
+            return Box::pin(self.run_unprotected(head, RequestBody::untouched(body), outcome, report)).await;
         }
         let Keyed { parts, fingerprint, body, failed } = match take_in(&self.terms, &head, body, &mut report).await {
             Intake::Keyed(keyed) => keyed,
             Intake::PassThrough(body, why) => {
-                return self.run_unprotected(head, body, Outcome::PassedThrough(why), report).await;
+                return Box::pin(self.run_unprotected(head, body, Outcome::PassedThrough(why), report)).await;
             }
             Intake::Refuse(refusal) => return Ok(self.refuse(refusal, report)),
         };
@@ -142,7 +141,7 @@ impl<S> Delivery<S> {
         if head.extensions.get::<Attempt>().is_some_and(|outer| outer.is_under(&self.ledger, keys)) {
             // The same rule once more, inside of itself: waiting for the attempt it is part of would never end.
             let outcome = Outcome::PassedThrough(PassedThrough::NotApplicable);
-            return self.run_unprotected(head, body, outcome, report).await;
+            return Box::pin(self.run_unprotected(head, body, outcome, report)).await;
         }
         report.key(key);
         let mut seat = Seat::take(&self.ledger, key, fingerprint, self.terms.refuses_other());
@@ -159,7 +158,7 @@ impl<S> Delivery<S> {
                 Turn::Landed(Landing::StoreUnavailable) => {
                     // It waits no longer, however long it runs.
                     drop(seat);
-                    return self.without_store(head, body, report).await;
+                    return Box::pin(self.without_store(head, body, report)).await;
                 }
                 // It was seen, so not even a bypass may run it.
                 Turn::Landed(Landing::Unreadable) => return Ok(self.refuse(Rejection::StoreUnavailable, report)),
@@ -189,18 +188,10 @@ impl<S> Delivery<S> {
                     let run = Run::new(self.terms, lease, lead, failed, ticket);
                     return run.start(self.inner, Request::from_parts(head, body), report).await;
                 }
-                Ok(Asked::Done { fingerprint: first, record }) => match Record::decode(&record) {
-                    Ok(record) => {
-                        let record = Arc::new(record);
-                        lead.land(Landing::Done { fingerprint: first, record: Arc::clone(&record) });
-                        return Ok(self.replay(&record, seat.differs_from(first), report));
-                    }
-                    Err(error) => {
-                        report.cause(&error);
-                        lead.land(Landing::Unreadable);
-                        return Ok(self.refuse(Rejection::StoreUnavailable, report));
-                    }
-                },
+                Ok(Asked::Done { fingerprint: first, record }) => {
+                    lead.land(Landing::Done { fingerprint: first, record: record.clone() });
+                    return Ok(self.replay(&record, seat.differs_from(first), report));
+                }
                 Ok(Asked::Running { fingerprint: first, lease_left }) => lead.running_elsewhere(first, lease_left),
                 Ok(Asked::Mismatch) => return Ok(self.refuse(Rejection::KeyReused, report)),
                 Err(error) if error.is_unreadable() => {
@@ -213,7 +204,7 @@ impl<S> Delivery<S> {
                     lead.land(Landing::StoreUnavailable);
                     // What runs unprotected neither waits nor counts as an attempt.
                     drop((seat, ticket));
-                    return self.without_store(head, body, report).await;
+                    return Box::pin(self.without_store(head, body, report)).await;
                 }
             }
         }
@@ -267,7 +258,7 @@ impl<S> Delivery<S> {
         let draining = self.ledger.is_draining();
         ControlFlow::Break(match known {
             Ok(Known::Done(first, record)) => {
-                lead.land(Landing::Done { fingerprint: first, record: Arc::clone(&record) });
+                lead.land(Landing::Done { fingerprint: first, record: record.clone() });
                 match seat.refuses(first) {
                     true => self.refuse(Rejection::KeyReused, report),
                     false => self.replay(&record, seat.differs_from(first), report),
@@ -288,7 +279,14 @@ impl<S> Delivery<S> {
         })
     }
 
-    fn replay<R>(&self, record: &Record, other_payload: bool, report: Report) -> Response<ResponseBody<R>> {
+    fn replay<R>(&self, record: &Bytes, other_payload: bool, mut report: Report) -> Response<ResponseBody<R>> {
+        let record = match Record::decode(record) {
+            Ok(record) => record,
+            Err(error) => {
+                report.cause(&error);
+                return self.refuse(Rejection::StoreUnavailable, report);
+            }
+        };
         match self.terms.replay(record) {
             Ok(response) => {
                 report.close(Outcome::Replayed { other_payload });

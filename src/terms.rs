@@ -150,14 +150,14 @@ impl Terms {
 
     // === what is told ===
 
-    pub(crate) fn replay<R>(&self, record: &Record) -> Result<Response<ResponseBody<R>>, Rejection> {
+    pub(crate) fn replay<R>(&self, record: Record) -> Result<Response<ResponseBody<R>>, Rejection> {
         let keeping = &self.policy.keeping;
-        if self.reads(record) {
+        if self.reads(&record) {
             return keeping.replay(record, self.policy.replay);
         }
         let went_well = record.code().map_or(record.status.is_success(), |code| code == Code::Ok);
         match self.policy.replay {
-            Replay::Acknowledge if went_well => keeping.replay(&self.acknowledgement(record), Replay::Acknowledge),
+            Replay::Acknowledge if went_well => keeping.replay(self.acknowledgement(&record), Replay::Acknowledge),
             Replay::Acknowledge | Replay::Outcome => Err(Rejection::OutcomeNotRetained),
         }
     }

@@ -8,7 +8,6 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -41,14 +40,10 @@ struct Work {
 // === impl Attended ===
 
 impl<T> Attended<T> {
-    pub(super) fn new(
-        run: Arc<Run>,
-        attempt: impl Future<Output = ()> + Send + 'static,
-        reply: oneshot::Receiver<T>,
-    ) -> Self {
+    pub(super) fn new(run: Arc<Run>, attempt: BoxFuture<'static, ()>, reply: oneshot::Receiver<T>) -> Self {
         let work = Arc::new(Work {
             run,
-            attempt: Mutex::new(Some(attempt.boxed())),
+            attempt: Mutex::new(Some(attempt)),
             runtime: Runtime::current(),
             span: Span::current(),
         });

@@ -1,10 +1,10 @@
 //! What becomes of an outcome: it is stored, then told; or the key is given back.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::future::join;
 use http::header::HeaderValue;
 use http::{Response, response};
 use tokio::time::timeout;
@@ -32,12 +32,12 @@ impl Run {
     ) {
         if self.is_withdrawn() {
             let reply = Reply::Response(unstored(response));
-            return self.release(self.terms.lease, Some(reply), client, Executed::Released).await;
+            return Box::pin(self.release(self.terms.lease, Some(reply), client, Executed::Released)).await;
         }
-        let stored = self.settle(record, async |pursued| {
+        let stored = self.settle(record.encode(), async |pursued| {
             client.reply(Reply::Response(match pursued {
                 Pursued::Held => response,
-                Pursued::Lost => self.of_the_winner(response).await,
+                Pursued::Lost => Box::pin(self.of_the_winner(response)).await,
                 Pursued::Unanswered => unstored(response),
             }));
         });
@@ -46,21 +46,20 @@ impl Run {
     }
 
     /// Pursues the completion. Tells what came of it, at the latest when the response may wait no longer.
-    pub(super) async fn settle(&self, record: Record, tell: impl AsyncFnOnce(Pursued)) -> Pursued {
-        let bytes = record.encode();
-        let mut pursuit = pin!(self.pursue(&bytes));
+    pub(super) async fn settle(&self, record: Bytes, tell: impl AsyncFnOnce(Pursued)) -> Pursued {
+        let mut pursuit = pin!(self.pursue(&record));
         if let Ok(pursued) = timeout(self.terms.complete_wait, pursuit.as_mut()).await {
-            self.end(pursued, record);
+            self.end(pursued, &record);
             tell(pursued).await;
             return pursued;
         }
         // Those who wait are told when it is stored, however long it takes to tell the client.
         let ended = async {
             let pursued = pursuit.await;
-            self.end(pursued, record);
+            self.end(pursued, &record);
             pursued
         };
-        futures_util::join!(ended, tell(Pursued::Unanswered)).0
+        Box::pin(join(ended, tell(Pursued::Unanswered))).await.0
     }
 
     /// How long the outcome is kept.
@@ -81,11 +80,10 @@ impl Run {
     /// Completes the claim. Who was told that it lost does not complete any more.
     async fn pursue(&self, record: &Bytes) -> Pursued {
         let retention = self.retention();
-        let mut lost = self.lost.subscribe();
         let timer = Timer::start();
         let pursued = tokio::select! {
             biased;
-            _ = lost.wait_for(|lost| *lost) => Pursued::Lost,
+            () = self.handle.lost() => Pursued::Lost,
             pursued = self.lease.complete(record, retention, self.terms.complete_ceiling) => pursued,
         };
         telemetry::pursued(self.terms.contract, timer, pursued);
@@ -125,24 +123,25 @@ impl Run {
         let claim = self.lease.claim();
         let winner = match self.lease.ledger().known(self.lease.keys()).await {
             Ok(Known::Done(first, record)) => {
-                Some(record).filter(|_| !claim.refuse_other || first == claim.fingerprint)
+                let is_told = !claim.refuse_other || first == claim.fingerprint;
+                if is_told { Record::decode(&record).ok() } else { None }
             }
             Ok(Known::Nothing | Known::Running) | Err(_) => None,
         };
         match (winner, self.terms.contract) {
-            (Some(record), _) => self.terms.replay(&record).unwrap_or_else(|refusal| self.terms.refuse(refusal)),
+            (Some(record), _) => self.terms.replay(record).unwrap_or_else(|refusal| self.terms.refuse(refusal)),
             (None, Contract::Webhook) => self.terms.refuse(Rejection::OutcomeUnknown),
             (None, Contract::Api) => unstored(response),
         }
     }
 
     /// Tells those who wait what came of the completion.
-    fn end(&self, pursued: Pursued, record: Record) {
+    fn end(&self, pursued: Pursued, record: &Bytes) {
         self.rest();
         match self.take_lead() {
             Some(lead) if pursued == Pursued::Held => {
                 let fingerprint = self.lease.claim().fingerprint;
-                lead.land(Landing::Done { fingerprint, record: Arc::new(record) });
+                lead.land(Landing::Done { fingerprint, record: record.clone() });
             }
             Some(lead) => lead.step_down(),
             None => {}

@@ -4,11 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use crate::key::{Key, Keys};
 use crate::ledger::Ledger;
 use crate::store::{MAX_DURATION, MIN_DURATION};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, lock};
 
 /// The attempt a handler runs in. It stands in the extensions of every request that runs under a claim, and in no other.
@@ -36,10 +37,17 @@ pub struct Attempt {
     ledger: Ledger,
     keys: Keys,
     number: u32,
-    lost: watch::Receiver<bool>,
-    steering: Arc<Mutex<Steering>>,
+    shared: Arc<Shared>,
     /// The attempt of a layer around this one's, if there is one.
     outer: Option<Arc<Self>>,
+}
+
+/// What the handler and its attempt tell each other.
+#[derive(Debug, Default)]
+struct Shared {
+    steering: Mutex<Steering>,
+    is_lost: AtomicBool,
+    lost: Notify,
 }
 
 /// What the handler wants done with its outcome.
@@ -51,8 +59,8 @@ pub(crate) struct Steering {
 }
 
 impl Attempt {
-    pub(crate) fn new(ledger: Ledger, keys: Keys, number: u32, lost: watch::Receiver<bool>) -> Self {
-        Self { ledger, keys, number, lost, steering: Arc::default(), outer: None }
+    pub(crate) fn new(ledger: Ledger, keys: Keys, number: u32) -> Self {
+        Self { ledger, keys, number, shared: Arc::default(), outer: None }
     }
 
     /// The same attempt, inside of another layer's.
@@ -101,11 +109,17 @@ impl Attempt {
     /// It is a chance to stop early, not a fence: a process that was paused learns of it too late. An effect that must not
     /// be made twice belongs in one transaction with a row that says so.
     pub async fn lost(&self) {
-        let mut lost = self.lost.clone();
-        if lost.wait_for(|lost| *lost).await.is_err() {
-            // The attempt has ended without losing.
-            std::future::pending().await
+        let lost = self.shared.lost.notified();
+        // From when it exists it is told of a loss, also of one that it is too late to see here.
+        if !self.shared.is_lost.load(Ordering::Acquire) {
+            lost.await;
         }
+    }
+
+    /// Tells all who wait for that, and who will.
+    pub(super) fn set_lost(&self) {
+        self.shared.is_lost.store(true, Ordering::Release);
+        self.shared.lost.notify_waiters();
     }
 
     /// Keeps the outcome for that long instead of the layer's retention, if it is one that is kept. Brought to between 1 ms
@@ -128,11 +142,11 @@ impl Attempt {
     }
 
     pub(crate) fn steering(&self) -> Steering {
-        *lock(&self.steering)
+        *lock(&self.shared.steering)
     }
 
     fn steer(&self, set: impl FnOnce(&mut Steering)) {
-        set(&mut lock(&self.steering));
+        set(&mut lock(&self.shared.steering));
     }
 }
 

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::join;
+use futures_util::future::join;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -68,16 +68,22 @@ pub(crate) enum Pursued {
 impl Lease {
     /// Asks for the claim, for each key up to three times and within 1.6 times the store's timeout.
     pub(crate) async fn ask(ledger: &Ledger, keys: Keys, claim: &Claim) -> Result<Asked, StoreError> {
-        let Some(previous) = keys.previous else { return Self::ask_for(ledger, keys.current, claim).await };
+        match keys.previous {
+            None => Self::ask_for(ledger, keys.current, claim).await,
+            Some(previous) => Box::pin(Self::ask_for_both(ledger, keys.current, previous, claim)).await,
+        }
+    }
+
+    async fn ask_for_both(ledger: &Ledger, key: Key, previous: Key, claim: &Claim) -> Result<Asked, StoreError> {
         let previous = match Self::ask_for(ledger, previous, claim).await? {
             Asked::Acquired(previous) => previous,
             answer => return Ok(answer),
         };
-        let mut asked = Self::ask_for(ledger, keys.current, claim).await?;
+        let mut asked = Self::ask_for(ledger, key, claim).await?;
         match &mut asked {
             Asked::Acquired(lease) => lease.previous = Some(Box::new(previous)),
             // Whoever ran it knew only the current key: now the previous one tells, too.
-            Asked::Done { fingerprint, record } => previous.hand_on(keys.current, *fingerprint, record).await,
+            Asked::Done { fingerprint, record } => previous.hand_on(key, *fingerprint, record).await,
             // Without both, the one is dropped and given back.
             Asked::Mismatch | Asked::Running { .. } => {}
         }
@@ -234,7 +240,7 @@ impl Lease {
         match &self.previous {
             None => complete(self).await,
             Some(previous) => {
-                let (pursued, previously) = join!(complete(self), complete(previous));
+                let (pursued, previously) = Box::pin(join(complete(self), complete(previous))).await;
                 pursued.and(previously)
             }
         }
@@ -249,7 +255,7 @@ impl Lease {
         match &self.previous {
             None => release(self).await,
             Some(previous) => {
-                let (pursued, previously) = join!(release(self), release(previous));
+                let (pursued, previously) = Box::pin(join(release(self), release(previous))).await;
                 pursued.and(previously)
             }
         }

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, Request, Response, response};
 use http_body::Body;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tower::{BoxError, Service};
 
@@ -50,7 +50,6 @@ pub(crate) struct Run {
     /// Until the attempt has lost, is overdue, or has ended.
     lead: Mutex<Option<Lead>>,
     keeper: Mutex<Keeper>,
-    lost: watch::Sender<bool>,
     handle: Attempt,
     /// Whether the request body, where it is streamed through, has failed.
     request_failed: Failed,
@@ -102,16 +101,14 @@ enum Ran<R, E> {
 impl Run {
     pub(crate) fn new(terms: Terms, lease: Lease, lead: Lead, request_failed: Failed, ticket: Ticket) -> Self {
         lead.running(lease.claim().fingerprint);
-        let (lost, was_lost) = watch::channel(false);
         Self {
-            handle: Attempt::new(lease.ledger().clone(), lease.keys(), lease.number(), was_lost),
+            handle: Attempt::new(lease.ledger().clone(), lease.keys(), lease.number()),
             overdue: Instant::now() + terms.max_attempt,
             terms,
             lease,
             lead: Mutex::new(Some(lead)),
             ticket: Mutex::new(ticket),
             keeper: Mutex::new(Keeper::Idle),
-            lost,
             request_failed,
         }
     }
@@ -139,9 +136,10 @@ impl Run {
         let terms = self.terms.clone();
         let run = Arc::new(self);
         let under_way = UnderWay(Arc::clone(&run));
-        let attempt = async move { under_way.0.run(inner, request, client).await };
-        // A store that panics ends it, and the runtime of its caller says no more than that.
-        let attempt = AssertUnwindSafe(attempt).catch_unwind().map(drop);
+        let attempt = Box::pin(async move {
+            // A store that panics ends it, and nobody else.
+            let _ = AssertUnwindSafe(under_way.0.run(inner, request, client)).catch_unwind().await;
+        });
         let attended = Attended::new(run, attempt, replied);
         async move {
             match attended.await {
@@ -162,10 +160,10 @@ impl Run {
         R::Error: Into<BoxError>,
     {
         let ran = AssertUnwindSafe(self.call(inner, request)).catch_unwind();
-        let retention = self.terms.retention;
+        // What most attempts do not come to is boxed, or each of them would be as large as all that could come of it.
         match ran.await {
-            Err(panic) => self.release(retention, Some(Reply::Panic(panic)), client, Executed::Panicked).await,
-            Ok(Ran::Error(error)) => self.release(retention, Some(Reply::Error(error)), client, Executed::Error).await,
+            Err(panic) => self.fail(Reply::Panic(panic), client, Executed::Panicked).await,
+            Ok(Ran::Error(error)) => self.fail(Reply::Error(error), client, Executed::Error).await,
             // The lease is still adrift: given up without having run, it is not counted.
             Ok(Ran::NotReady) => {
                 self.give_up();
@@ -179,35 +177,39 @@ impl Run {
                 if self.handle.steering().dont_keep {
                     response = unstored(response);
                 }
-                self.release(remember, Some(Reply::Response(response)), client, Executed::Released).await;
+                Box::pin(self.release(remember, Some(Reply::Response(response)), client, Executed::Released)).await;
             }
             Ok(Ran::BodyFailed(head, data, error)) => {
                 let reply = Reply::Response(Response::from_parts(head, ResponseBody::broken_off(data, error)));
-                self.release(retention, Some(reply), client, Executed::FailedBody).await;
+                self.fail(reply, client, Executed::FailedBody).await;
             }
+            Ok(Ran::Streaming(head, data, rest)) => Box::pin(self.stream(head, data, rest, client)).await,
             Ok(Ran::Whole(mut head, body, trailers)) => {
                 self.announce_expiry(&mut head);
                 let record = self.terms.record(&head, body.clone(), trailers.clone());
                 let response = Response::from_parts(head, ResponseBody::buffered(body, trailers));
-                match &record.content {
-                    Content::Kept { .. } => self.complete(record, response, client, Executed::Kept).await,
-                    Content::Tombstone => {
-                        self.complete(record, unstored(response), client, Executed::Tombstone).await;
-                    }
-                }
+                let (response, executed) = match &record.content {
+                    Content::Kept { .. } => (response, Executed::Kept),
+                    Content::Tombstone => (unstored(response), Executed::Tombstone),
+                };
+                self.complete(record, response, client, executed).await;
             }
             Ok(Ran::AlreadyApplied(head)) => {
                 let record = self.terms.tombstone(&self.terms.applied(head), None);
-                let response = self.terms.replay(&record).unwrap_or_else(|refusal| self.terms.refuse(refusal));
-                self.complete(record, response, client, Executed::AlreadyApplied).await;
+                let response = self.terms.replay(record.clone()).unwrap_or_else(|refusal| self.terms.refuse(refusal));
+                Box::pin(self.complete(record, response, client, Executed::AlreadyApplied)).await;
             }
             Ok(Ran::Endless(head, body)) => {
                 let record = self.terms.tombstone(&head, None);
                 let response = unstored(Response::from_parts(head, ResponseBody::inner(body)));
-                self.complete(record, response, client, Executed::Tombstone).await;
+                Box::pin(self.complete(record, response, client, Executed::Tombstone)).await;
             }
-            Ok(Ran::Streaming(head, data, rest)) => self.stream(head, data, rest, client).await,
         }
+    }
+
+    /// Gives the key back after an attempt that may have had an effect.
+    async fn fail<R, E>(&self, reply: Reply<R, E>, client: Client<R, E>, executed: Executed) {
+        Box::pin(self.release(self.terms.retention, Some(reply), client, executed)).await;
     }
 
     /// Runs the inner service and reads its response as far as it may be kept.
@@ -273,7 +275,7 @@ impl Run {
             self.step_down();
             self.lease.watch().await;
         }
-        self.lost.send_replace(true);
+        self.handle.set_lost();
         self.step_down();
     }
 

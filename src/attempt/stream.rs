@@ -45,7 +45,7 @@ impl Run {
         match pumped {
             Ok(Ok(last)) if !self.is_withdrawn() && self.terms.keeps(&told, trailers(&last)) => {
                 let record = self.terms.tombstone(&told, trailers(&last));
-                let pursued = self.settle(record, async |_| pipe.end(last).await).await;
+                let pursued = self.settle(record.encode(), async |_| pipe.end(last).await).await;
                 client.close(Executed::Tombstone, pursued);
             }
             Ok(Ok(last)) => {

@@ -8,25 +8,25 @@ mod lead;
 mod races;
 mod seat;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::mem;
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use self::lead::Course;
 pub(crate) use self::lead::Lead;
 pub(crate) use self::seat::{Seat, Turn};
 use crate::fingerprint::Fingerprint;
-use crate::key::Key;
+use crate::key::{Key, KeyMap};
 use crate::ledger::Ledger;
-use crate::record::Record;
 use crate::sync::{Mutex, lock};
 
 /// All flights of a ledger, each as long as somebody is on it and it has not landed.
 #[derive(Default)]
-pub(crate) struct Flights(Mutex<HashMap<Key, Weak<Flight>>>);
+pub(crate) struct Flights(Mutex<KeyMap<Weak<Flight>>>);
 
 /// What the requests of this process for one key share.
 struct Flight {
@@ -62,7 +62,7 @@ struct Running {
 pub(crate) enum Landing {
     Done {
         fingerprint: Option<Fingerprint>,
-        record: Arc<Record>,
+        record: Bytes,
     },
     Failed,
     StoreUnavailable,

@@ -32,6 +32,7 @@
 mod form;
 mod header;
 mod json;
+mod map;
 mod path;
 mod protobuf;
 mod source;
@@ -45,6 +46,7 @@ use http::request;
 
 pub use self::header::HeaderSyntax;
 pub use self::json::Json;
+pub(crate) use self::map::KeyMap;
 pub use self::path::InvalidPath;
 use self::protobuf::FieldPath;
 pub use self::source::KeySource;

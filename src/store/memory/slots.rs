@@ -1,13 +1,13 @@
 //! The keys of one shard, by key, by when they expire, and by whether they may be dropped.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::fingerprint::Fingerprint;
-use crate::key::Key;
+use crate::key::{Key, KeyMap};
 use crate::store::{Claim, ClaimId, Claimed};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
@@ -23,7 +23,7 @@ pub(super) struct Used {
 
 #[derive(Debug, Default)]
 pub(super) struct Slots {
-    pub(super) by_key: HashMap<Key, Slot>,
+    pub(super) by_key: KeyMap<Slot>,
     pub(super) by_expiry: BTreeSet<(Instant, Key)>,
     /// What may be dropped when the store is full, soonest to expire first.
     pub(super) free: BTreeSet<(Instant, Key)>,
