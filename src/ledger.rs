@@ -13,6 +13,7 @@ use crate::fingerprint::Fingerprint;
 use crate::flight::Flights;
 use crate::gauge::{Gauge, Ticket};
 use crate::key::{Key, Keys};
+use crate::near::Near;
 use crate::store::erased::{ErasedStore, StoreFuture};
 use crate::store::{Entry, Forgotten, State, Store, StoreError};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -38,6 +39,7 @@ struct Inner {
     store_timeout_ms: AtomicU64,
     breaker: Breaker,
     flights: Flights,
+    near: Near,
     max_waiting_per_key: AtomicUsize,
     waiting: Arc<Gauge>,
     in_flight: Arc<Gauge>,
@@ -95,6 +97,7 @@ impl Ledger {
             store_timeout_ms: AtomicU64::new(STORE_TIMEOUT.as_millis() as u64),
             breaker: Breaker::new(),
             flights: Flights::default(),
+            near: Near::default(),
             max_waiting_per_key: AtomicUsize::new(MAX_WAITING_PER_KEY),
             waiting: Gauge::new(MAX_WAITING, Some(Shows::Waiting)),
             in_flight: Gauge::new(MAX_IN_FLIGHT, Some(Shows::Running)),
@@ -165,6 +168,21 @@ impl Ledger {
         self
     }
 
+    /// Keeps finished outcomes at hand in this process, in so many bytes and for so long each, and tells duplicates of them without
+    /// asking the store: a storm of one event's duplicates costs it nothing, and is answered also while it is down. The first to
+    /// come are the first to go when the bytes are used up. 0 bytes switch it off. Default: off, because it weakens two
+    /// things by the time it keeps:
+    ///
+    /// - What *another* process [forgets](Self::forget) is told here for up to `life` longer. What this one forgets is not.
+    /// - An outcome that another process stored may be told for up to `life` longer than it is kept.
+    ///
+    /// Neither makes an event run twice, nor acknowledges one that has not run: only finished outcomes are kept, never claims.
+    #[must_use]
+    pub fn near_cache(self, bytes: usize, life: Duration) -> Self {
+        self.0.near.set(bytes, life);
+        self
+    }
+
     /// Waits for the attempts that run, and for what is still to be stored of those that have run. From here on, for good,
     /// requests that would start an attempt are refused with 503; finished keys are still replayed.
     ///
@@ -211,6 +229,7 @@ impl Ledger {
     ///
     /// If the store does not answer within its timeout: then it may or may not have forgotten the key.
     pub async fn forget(&self, key: &Key, force: bool) -> Result<Forgotten, StoreError> {
+        let _forgotten_here_too = self.near().forget(*key);
         self.bounded(self.store().forget(key, force)).await
     }
 
@@ -248,6 +267,10 @@ impl Ledger {
 
     pub(crate) fn flights(&self) -> &Flights {
         &self.0.flights
+    }
+
+    pub(crate) fn near(&self) -> &Near {
+        &self.0.near
     }
 
     pub(crate) fn wait_ticket(&self) -> Option<Ticket> {

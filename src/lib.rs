@@ -124,6 +124,7 @@ pub mod key;
 mod layer;
 mod ledger;
 mod media_type;
+mod near;
 mod policy;
 #[cfg(all(test, shuttle))]
 mod races;

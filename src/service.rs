@@ -26,6 +26,7 @@ use crate::flight::{Landing, Lead, Seat, Turn};
 use crate::intake::{Intake, Keyed, take_in};
 use crate::layer::IdempotencyLayer;
 use crate::ledger::{Known, Ledger};
+use crate::near::AtHand;
 use crate::policy::OnStoreError;
 use crate::record::Record;
 use crate::rejection::Rejection;
@@ -144,6 +145,12 @@ impl<S> Delivery<S> {
             return Box::pin(self.run_unprotected(head, body, outcome, report)).await;
         }
         report.key(key);
+        if let Some(AtHand { fingerprint: first, record }) = self.ledger.near().get(&key) {
+            return Ok(match fingerprint != first {
+                true if self.terms.refuses_other() => self.refuse(Rejection::KeyReused, report),
+                other_payload => self.replay(&record, other_payload, report),
+            });
+        }
         let mut seat = Seat::take(&self.ledger, key, fingerprint, self.terms.refuses_other());
         let patience = self.terms.patient_until(&head, received);
         loop {
@@ -178,6 +185,7 @@ impl<S> Delivery<S> {
                 continue;
             };
             let claim = self.terms.claim(fingerprint);
+            let as_of = self.ledger.near().as_of();
             let timer = Timer::start();
             let asked = Lease::ask(&self.ledger, keys, &claim).await;
             telemetry::asked(self.terms.contract, timer, &asked);
@@ -189,6 +197,7 @@ impl<S> Delivery<S> {
                     return run.start(self.inner, Request::from_parts(head, body), report).await;
                 }
                 Ok(Asked::Done { fingerprint: first, record }) => {
+                    self.ledger.near().put(as_of, key, first, &record, MAX_DURATION);
                     lead.land(Landing::Done { fingerprint: first, record: record.clone() });
                     return Ok(self.replay(&record, seat.differs_from(first), report));
                 }

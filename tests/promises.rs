@@ -42,6 +42,20 @@ macro_rules! promises {
             })+
         }
 
+        mod memory_with_near_cache {
+            $(#[tokio::test(start_paused = true)]
+            async fn $name() {
+                super::$name(super::Stores::memory().with_near_cache()).await;
+            })+
+        }
+
+        mod redis_with_near_cache {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(super::Stores::redis().with_near_cache()).await;
+            })+
+        }
+
         mod postgres {
             $(#[tokio::test]
             async fn $name() {

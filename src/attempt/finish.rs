@@ -14,6 +14,7 @@ use crate::body::ResponseBody;
 use crate::flight::{Landing, Lead};
 use crate::kept::{IDEMPOTENCY_EXPIRES, IDEMPOTENCY_STORED, IDEMPOTENT_REPLAYED};
 use crate::ledger::Known;
+use crate::near::AsOf;
 use crate::policy::Contract;
 use crate::record::Record;
 use crate::rejection::Rejection;
@@ -47,16 +48,17 @@ impl Run {
 
     /// Pursues the completion. Tells what came of it, at the latest when the response may wait no longer.
     pub(super) async fn settle(&self, record: Bytes, tell: impl AsyncFnOnce(Pursued)) -> Pursued {
+        let as_of = self.lease.ledger().near().as_of();
         let mut pursuit = pin!(self.pursue(&record));
         if let Ok(pursued) = timeout(self.terms.complete_wait, pursuit.as_mut()).await {
-            self.end(pursued, &record);
+            self.end(pursued, &record, as_of);
             tell(pursued).await;
             return pursued;
         }
         // Those who wait are told when it is stored, however long it takes to tell the client.
         let ended = async {
             let pursued = pursuit.await;
-            self.end(pursued, &record);
+            self.end(pursued, &record, as_of);
             pursued
         };
         Box::pin(join(ended, tell(Pursued::Unanswered))).await.0
@@ -136,8 +138,12 @@ impl Run {
     }
 
     /// Tells those who wait what came of the completion.
-    fn end(&self, pursued: Pursued, record: &Bytes) {
+    fn end(&self, pursued: Pursued, record: &Bytes, as_of: AsOf) {
         self.rest();
+        if pursued == Pursued::Held {
+            let (key, fingerprint) = (self.lease.keys().current, self.lease.claim().fingerprint);
+            self.lease.ledger().near().put(as_of, key, fingerprint, record, self.retention());
+        }
         match self.take_lead() {
             Some(lead) if pursued == Pursued::Held => {
                 let fingerprint = self.lease.claim().fingerprint;

@@ -16,6 +16,7 @@ use super::scratch::Scratch;
 pub struct Stores {
     store: Kind,
     faults: Faults,
+    near: bool,
     pub server: Option<RedisServer>,
     _postgres: Option<Arc<PostgresServer>>,
     _sqlite: Option<Scratch>,
@@ -86,7 +87,12 @@ impl Stores {
     }
 
     fn on(store: Kind) -> Self {
-        Self { store, faults: Faults::default(), server: None, _postgres: None, _sqlite: None }
+        Self { store, faults: Faults::default(), near: false, server: None, _postgres: None, _sqlite: None }
+    }
+
+    /// The same, with processes that keep finished outcomes at hand.
+    pub fn with_near_cache(self) -> Self {
+        Self { near: true, ..self }
     }
 
     /// The store as one more process sees it, with a connection of its own.
@@ -100,7 +106,8 @@ impl Stores {
 
     /// One more process.
     pub fn ledger(&self) -> Ledger {
-        Ledger::new(self.store())
+        let ledger = Ledger::new(self.store());
+        if self.near { ledger.near_cache(1 << 20, Duration::from_secs(60)) } else { ledger }
     }
 
     /// The next calls of a step go wrong, so many times.
