@@ -2,12 +2,12 @@
 
 use std::pin::Pin;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Body;
 use http_body_util::BodyExt as _;
 
-/// How much room is made at once for what is announced, in bytes.
+/// How much room is made at once, in bytes, however little has come.
 const MAX_RESERVED: usize = 256 << 10;
 
 /// Collects a body up to a cap, and gives back what it has where that is not the whole.
@@ -25,7 +25,7 @@ pub(crate) struct Collector<B> {
 enum Data {
     /// The usual body is one frame and is never copied.
     One(Bytes),
-    Many(BytesMut),
+    Many(Vec<u8>),
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -83,19 +83,17 @@ impl<B: Body<Data = Bytes>> Collector<B> {
     }
 
     fn push(&mut self, more: Bytes) {
+        let announced = usize::try_from(self.body.size_hint().lower()).unwrap_or(usize::MAX).min(self.cap);
         match &mut self.data {
             _ if more.is_empty() => {}
             Data::One(one) if one.is_empty() => *one = more,
             Data::One(one) => {
-                // What is announced may never come, so not all of it is made room for.
-                let announced = usize::try_from(self.body.size_hint().lower()).unwrap_or(usize::MAX);
-                let expected = announced.min(self.cap).min(MAX_RESERVED);
-                let mut many = BytesMut::with_capacity((one.len() + more.len()).saturating_add(expected));
-                many.put_slice(one);
-                many.put_slice(&more);
+                let mut many = Vec::new();
+                append(&mut many, one, announced.saturating_add(more.len()));
+                append(&mut many, &more, announced);
                 self.data = Data::Many(many);
             }
-            Data::Many(many) => many.put_slice(&more),
+            Data::Many(many) => append(many, &more, announced),
         }
     }
 
@@ -110,10 +108,28 @@ impl<B: Body<Data = Bytes>> Collector<B> {
     pub(crate) fn into_parts(self) -> (Bytes, Option<HeaderMap>, Pin<Box<B>>) {
         let data = match self.data {
             Data::One(one) => one,
-            Data::Many(many) => many.freeze(),
+            Data::Many(mut many) => {
+                many.shrink_to_fit();
+                Bytes::from(many)
+            }
         };
         (data, self.trailers, self.body)
     }
+}
+
+/// Appends to what has come. Room is made for what is announced to follow and no more, or else for a quarter: a vector by itself
+/// takes twice what it has, and a hundred large bodies at once would take the memory of two hundred. What is announced
+/// may never come, so it is made room for no faster than it does.
+fn append(many: &mut Vec<u8>, more: &[u8], announced: usize) {
+    let length = many.len() + more.len();
+    if length > many.capacity() {
+        let ahead = match announced {
+            0 => length.min(MAX_RESERVED).max(length / 4),
+            announced => announced.min(length.max(MAX_RESERVED)),
+        };
+        many.reserve_exact(more.len() + ahead);
+    }
+    many.extend_from_slice(more);
 }
 
 #[cfg(test)]
@@ -189,6 +205,21 @@ mod tests {
         let mut collector = Collector::new(Boastful(vec![data("b"), data("a")]), usize::MAX);
         assert_eq!(collector.fill().await, Ok(Filled::Whole));
         assert_eq!(collector.into_parts().0, "ab");
+    }
+
+    #[test]
+    fn bodies_take_the_room_of_what_is_announced_or_a_quarter_more() {
+        const LENGTH: usize = 1_200_000;
+        let frame = [7; 1000];
+        let (mut announced, mut unknown) = (Vec::new(), Vec::new());
+        for left in (0..LENGTH).step_by(frame.len()).rev() {
+            append(&mut announced, &frame, left);
+            append(&mut unknown, &frame, 0);
+            assert!(announced.capacity() <= LENGTH);
+            assert!(announced.capacity() <= (2 * announced.len()).max(announced.len() + MAX_RESERVED));
+            assert!(unknown.capacity() <= unknown.len() + MAX_RESERVED.max(unknown.len() / 4));
+        }
+        assert_eq!((announced.len(), unknown.len()), (LENGTH, LENGTH));
     }
 
     #[tokio::test]
