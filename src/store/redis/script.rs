@@ -24,27 +24,27 @@ pub(super) struct AllowOom {
 }
 
 macro_rules! script {
-    ($first:literal, $file:literal) => {
-        LazyLock::new(|| Script::new(concat!($first, include_str!("head.lua"), include_str!($file))))
+    ($first:literal, $($file:literal),+) => {
+        LazyLock::new(|| Script::new(concat!($first, $(include_str!($file)),+)))
     };
 }
 
 macro_rules! allow_oom {
-    ($plain:literal, $file:literal) => {
-        AllowOom { flagged: script!("#!lua flags=allow-oom\n", $file), plain: script!($plain, $file) }
+    (after $plain:literal, $($file:literal),+) => {
+        AllowOom { flagged: script!("#!lua flags=allow-oom\n", $($file),+), plain: script!($plain, $($file),+) }
     };
-    ($file:literal) => {
-        allow_oom!("redis.pcall('RENAME', KEYS[1], KEYS[1])\n", $file)
+    ($($file:literal),+) => {
+        allow_oom!(after "redis.pcall('RENAME', KEYS[1], KEYS[1])\n", $($file),+)
     };
 }
 
 pub(super) static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("claim.lua")));
-pub(super) static TAKEOVER: LazyLock<Script> = script!("", "takeover.lua");
-pub(super) static RENEW: LazyLock<Script> = script!("", "renew.lua");
-pub(super) static FORGET: LazyLock<Script> = script!("", "forget.lua");
-pub(super) static COMPLETE_STAGED: AllowOom = allow_oom!("", "complete_staged.lua");
-pub(super) static COMPLETE: AllowOom = allow_oom!("complete.lua");
-pub(super) static RELEASE: AllowOom = allow_oom!("release.lua");
+pub(super) static TAKEOVER: LazyLock<Script> = script!("", "head.lua", "takeover.lua");
+pub(super) static RENEW: LazyLock<Script> = script!("", "head.lua", "renew.lua");
+pub(super) static FORGET: LazyLock<Script> = script!("", "head.lua", "forget.lua");
+pub(super) static COMPLETE_STAGED: AllowOom = allow_oom!(after "", "head.lua", "complete_staged.lua");
+pub(super) static COMPLETE: AllowOom = allow_oom!("complete_at_once.lua", "head.lua", "complete.lua");
+pub(super) static RELEASE: AllowOom = allow_oom!("head.lua", "release.lua");
 
 impl Script {
     fn new(code: &'static str) -> Self {
