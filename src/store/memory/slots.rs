@@ -12,7 +12,7 @@ use crate::store::{Claim, ClaimId, Claimed};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
 /// How many expired keys one step removes at most, so that a million expiring together stop nobody.
-pub(super) const SWEEP: usize = 64;
+pub(super) const SWEEP: usize = 16;
 
 /// What all shards hold together.
 #[derive(Debug, Default)]
