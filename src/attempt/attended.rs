@@ -3,6 +3,7 @@
 //! Its caller does, as long as the caller stays and it does not take long: most attempts need no task of their own. All
 //! others get two, one that polls it and one that renews its lease.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
@@ -77,7 +78,10 @@ impl<T> Drop for Attended<T> {
 impl Work {
     fn poll(&self, cx: &mut Context<'_>) {
         let mut attempt = lock(&self.attempt);
-        if attempt.as_mut().is_some_and(|attempt| attempt.as_mut().poll(cx).is_ready()) {
+        let Some(polled) = attempt.as_mut() else { return };
+        // What panics, such as a store, ends the attempt and not its caller, as it would in a task.
+        let polled = catch_unwind(AssertUnwindSafe(|| polled.as_mut().poll(cx)));
+        if !matches!(polled, Ok(Poll::Pending)) {
             let ended = attempt.take();
             drop(attempt);
             drop(ended);

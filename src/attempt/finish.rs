@@ -9,7 +9,7 @@ use http::header::HeaderValue;
 use http::{Response, response};
 use tokio::time::timeout;
 
-use super::{Client, Pursued, Reply, Run};
+use super::{Client, Pursued, Reply, Run, Told};
 use crate::body::ResponseBody;
 use crate::flight::{Landing, Lead};
 use crate::kept::{IDEMPOTENCY_EXPIRES, IDEMPOTENCY_STORED, IDEMPOTENT_REPLAYED};
@@ -27,7 +27,7 @@ impl Run {
     pub(super) async fn complete<R, E>(
         &self,
         record: Record,
-        response: Response<ResponseBody<R>>,
+        response: Told<R>,
         mut client: Client<R, E>,
         executed: Executed,
     ) {
@@ -35,14 +35,14 @@ impl Run {
             let reply = Reply::Response(unstored(response));
             return Box::pin(self.release(self.terms.lease, Some(reply), client, Executed::Released)).await;
         }
-        let stored = self.settle(record.encode(), async |pursued| {
+        let tell = async |pursued| {
             client.reply(Reply::Response(match pursued {
                 Pursued::Held => response,
                 Pursued::Lost => Box::pin(self.of_the_winner(response)).await,
                 Pursued::Unanswered => unstored(response),
             }));
-        });
-        let pursued = stored.await;
+        };
+        let pursued = self.settle(record.encode(), tell).await;
         client.close(executed, pursued);
     }
 
@@ -121,7 +121,7 @@ impl Run {
     }
 
     /// What to answer when another attempt has taken the place of this one.
-    async fn of_the_winner<R>(&self, response: Response<ResponseBody<R>>) -> Response<ResponseBody<R>> {
+    async fn of_the_winner<R>(&self, response: Told<R>) -> Told<R> {
         let claim = self.lease.claim();
         let winner = match self.lease.ledger().known(self.lease.keys()).await {
             Ok(Known::Done(first, record)) => {
@@ -131,8 +131,10 @@ impl Run {
             Ok(Known::Nothing | Known::Running) | Err(_) => None,
         };
         match (winner, self.terms.contract) {
-            (Some(record), _) => self.terms.replay(record).unwrap_or_else(|refusal| self.terms.refuse(refusal)),
-            (None, Contract::Webhook) => self.terms.refuse(Rejection::OutcomeUnknown),
+            (Some(record), _) => {
+                Box::new(self.terms.replay(record).unwrap_or_else(|refusal| self.terms.refuse(refusal)))
+            }
+            (None, Contract::Webhook) => Box::new(self.terms.refuse(Rejection::OutcomeUnknown)),
             (None, Contract::Api) => unstored(response),
         }
     }
@@ -172,7 +174,7 @@ impl Run {
 }
 
 /// Marks a response that a retry will not get again.
-pub(super) fn unstored<R>(mut response: Response<ResponseBody<R>>) -> Response<ResponseBody<R>> {
+pub(super) fn unstored<R>(mut response: Told<R>) -> Told<R> {
     response.headers_mut().remove(IDEMPOTENCY_EXPIRES);
     response.headers_mut().insert(IDEMPOTENCY_STORED, HeaderValue::from_static("false"));
     response
@@ -197,7 +199,7 @@ impl<R, E> Client<R, E> {
     }
 
     pub(super) fn refuse(mut self, terms: &Terms, refusal: Rejection) {
-        self.reply(Reply::Response(terms.refuse(refusal)));
+        self.reply(Reply::Response(Box::new(terms.refuse(refusal))));
         self.report.close(Outcome::Refused(refusal));
     }
 

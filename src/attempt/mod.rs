@@ -69,15 +69,17 @@ struct Client<R, E> {
     report: Report,
 }
 
-#[allow(clippy::large_enum_variant, reason = "there is one per attempt, and it is moved once")]
 enum Reply<R, E> {
     Error(E),
     Panic(Box<dyn Any + Send>),
-    Response(Response<ResponseBody<R>>),
+    Response(Told<R>),
 }
 
+/// A response on its way to the client. It is handed on often, and has a part in several futures.
+type Told<R> = Box<Response<ResponseBody<R>>>;
+
 /// An attempt on its way: when it ends, in whatever way, its lease is not renewed any more.
-struct UnderWay(Arc<Run>);
+struct UnderWay<'a>(&'a Run);
 
 /// What came of the inner service.
 enum Ran<R, E> {
@@ -92,7 +94,7 @@ enum Ran<R, E> {
     /// Too large or too slow to be kept: what has been read, and the rest.
     Streaming(response::Parts, Bytes, Pin<Box<R>>),
     /// What came of it is not one that is kept. With for how long it is remembered as an attempt.
-    Unkept(Duration, Response<ResponseBody<R>>),
+    Unkept(Duration, Told<R>),
     Whole(response::Parts, Bytes, Option<HeaderMap>),
 }
 
@@ -135,16 +137,12 @@ impl Run {
         let client = Client { reply: Some(reply), report };
         let terms = self.terms.clone();
         let run = Arc::new(self);
-        let under_way = UnderWay(Arc::clone(&run));
-        let attempt = Box::pin(async move {
-            // A store that panics ends it, and nobody else.
-            let _ = AssertUnwindSafe(under_way.0.run(inner, request, client)).catch_unwind().await;
-        });
+        let attempt = Box::pin(Arc::clone(&run).run(inner, request, client));
         let attended = Attended::new(run, attempt, replied);
         async move {
             match attended.await {
-                Ok(Reply::Response(response)) if terms.mark_first => Ok(marked(response)),
-                Ok(Reply::Response(response)) => Ok(response),
+                Ok(Reply::Response(response)) if terms.mark_first => Ok(marked(*response)),
+                Ok(Reply::Response(response)) => Ok(*response),
                 Ok(Reply::Error(error)) => Err(error),
                 Ok(Reply::Panic(panic)) => resume_unwind(panic),
                 // The runtime is ending, and the attempt with it.
@@ -153,15 +151,16 @@ impl Run {
         }
     }
 
-    async fn run<S, B, R>(&self, inner: S, request: Request<RequestBody<B>>, client: Client<R, S::Error>)
+    async fn run<S, B, R>(self: Arc<Self>, inner: S, request: Request<RequestBody<B>>, client: Client<R, S::Error>)
     where
         S: Service<Request<RequestBody<B>>, Response = Response<R>>,
         R: Body<Data = Bytes>,
         R::Error: Into<BoxError>,
     {
-        let ran = AssertUnwindSafe(self.call(inner, request)).catch_unwind();
+        let _under_way = UnderWay(&self);
+        let ran = AssertUnwindSafe(self.call(inner, request)).catch_unwind().await;
         // What most attempts do not come to is boxed, or each of them would be as large as all that could come of it.
-        match ran.await {
+        match ran {
             Err(panic) => self.fail(Reply::Panic(panic), client, Executed::Panicked).await,
             Ok(Ran::Error(error)) => self.fail(Reply::Error(error), client, Executed::Error).await,
             // The lease is still adrift: given up without having run, it is not counted.
@@ -180,14 +179,14 @@ impl Run {
                 Box::pin(self.release(remember, Some(Reply::Response(response)), client, Executed::Released)).await;
             }
             Ok(Ran::BodyFailed(head, data, error)) => {
-                let reply = Reply::Response(Response::from_parts(head, ResponseBody::broken_off(data, error)));
+                let reply = Reply::Response(told(head, ResponseBody::broken_off(data, error)));
                 self.fail(reply, client, Executed::FailedBody).await;
             }
             Ok(Ran::Streaming(head, data, rest)) => Box::pin(self.stream(head, data, rest, client)).await,
             Ok(Ran::Whole(mut head, body, trailers)) => {
                 self.announce_expiry(&mut head);
                 let record = self.terms.record(&head, body.clone(), trailers.clone());
-                let response = Response::from_parts(head, ResponseBody::buffered(body, trailers));
+                let response = told(head, ResponseBody::buffered(body, trailers));
                 let (response, executed) = match &record.content {
                     Content::Kept { .. } => (response, Executed::Kept),
                     Content::Tombstone => (unstored(response), Executed::Tombstone),
@@ -197,11 +196,11 @@ impl Run {
             Ok(Ran::AlreadyApplied(head)) => {
                 let record = self.terms.tombstone(&self.terms.applied(head), None);
                 let response = self.terms.replay(record.clone()).unwrap_or_else(|refusal| self.terms.refuse(refusal));
-                Box::pin(self.complete(record, response, client, Executed::AlreadyApplied)).await;
+                Box::pin(self.complete(record, Box::new(response), client, Executed::AlreadyApplied)).await;
             }
             Ok(Ran::Endless(head, body)) => {
                 let record = self.terms.tombstone(&head, None);
-                let response = unstored(Response::from_parts(head, ResponseBody::inner(body)));
+                let response = unstored(told(head, ResponseBody::inner(body)));
                 Box::pin(self.complete(record, response, client, Executed::Tombstone)).await;
             }
         }
@@ -237,7 +236,7 @@ impl Run {
         let verdict = self.terms.verdict(&head);
         if steering.dont_keep || head.status.is_informational() || verdict == Verdict::Unkept {
             let remember = if steering.dont_keep { self.terms.lease } else { self.terms.remembers(&head, None) };
-            return Ran::Unkept(remember, Response::from_parts(head, ResponseBody::inner(body)));
+            return Ran::Unkept(remember, told(head, ResponseBody::inner(body)));
         }
         if verdict == Verdict::Kept && is_endless(&head) {
             return Ran::Endless(head, body);
@@ -250,7 +249,7 @@ impl Run {
                 let (data, trailers, _) = collector.into_parts();
                 if !self.terms.keeps(&head, trailers.as_ref()) {
                     let remember = self.terms.remembers(&head, trailers.as_ref());
-                    return Ran::Unkept(remember, Response::from_parts(head, ResponseBody::buffered(data, trailers)));
+                    return Ran::Unkept(remember, told(head, ResponseBody::buffered(data, trailers)));
                 }
                 Ran::Whole(head, data, trailers)
             }
@@ -306,9 +305,13 @@ impl Run {
     }
 }
 
+fn told<R>(head: response::Parts, body: ResponseBody<R>) -> Told<R> {
+    Box::new(Response::from_parts(head, body))
+}
+
 // === impl UnderWay ===
 
-impl Drop for UnderWay {
+impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         self.0.rest();
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, join};
-use http::{HeaderMap, Response, header, response};
+use http::{HeaderMap, header, response};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
 use tokio::sync::mpsc;
@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tower::BoxError;
 
 use super::finish::unstored;
-use super::{Client, Reply, Run};
+use super::{Client, Reply, Run, told};
 use crate::body::{Piece, ResponseBody};
 use crate::telemetry::Executed;
 
@@ -33,24 +33,27 @@ impl Run {
         R: Body<Data = Bytes>,
         R::Error: Into<BoxError>,
     {
-        let told = head.clone();
+        let answered = head.clone();
         let left = rest.size_hint().exact().map(|rest| rest + data.len() as u64).or_else(|| announced(&head));
         let (sender, pieces) = mpsc::channel(1);
-        client.reply(Reply::Response(unstored(Response::from_parts(head, ResponseBody::piped(pieces, left)))));
+        client.reply(Reply::Response(unstored(told(head, ResponseBody::piped(pieces, left)))));
 
         let over = self.overdue + self.terms.kept_body_timeout;
         let mut pipe = Pipe { client: Some(sender), patient_until: self.overdue, over };
         let pumped = AssertUnwindSafe(self.pump(&mut pipe, data, rest, left)).catch_unwind().await;
         // A client that is slow to take the end does not hold the key.
         match pumped {
-            Ok(Ok(last)) if !self.is_withdrawn() && self.terms.keeps(&told, trailers(&last)) => {
-                let record = self.terms.tombstone(&told, trailers(&last));
+            Ok(Ok(last)) if !self.is_withdrawn() && self.terms.keeps(&answered, trailers(&last)) => {
+                let record = self.terms.tombstone(&answered, trailers(&last));
                 let pursued = self.settle(record.encode(), async |_| pipe.end(last).await).await;
                 client.close(Executed::Tombstone, pursued);
             }
             Ok(Ok(last)) => {
-                let remember =
-                    if self.is_withdrawn() { self.terms.lease } else { self.terms.remembers(&told, trailers(&last)) };
+                let remember = if self.is_withdrawn() {
+                    self.terms.lease
+                } else {
+                    self.terms.remembers(&answered, trailers(&last))
+                };
                 let released = self.release(remember, None, client, Executed::Released);
                 join!(released, pipe.end(last));
             }

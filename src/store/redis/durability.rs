@@ -123,8 +123,9 @@ impl Confirmer {
         Self { durability, topology, at_once, free: Semaphore::new(at_once), idle: Mutex::default() }
     }
 
-    pub(super) fn waits_for_nobody(&self) -> bool {
-        matches!(self.durability, Durability::Master)
+    /// Whether there is anybody to wait for.
+    pub(super) fn waits(&self) -> bool {
+        !matches!(self.durability, Durability::Master)
     }
 
     /// Returns when what a claim has written is as safe as was asked for.

@@ -99,6 +99,7 @@ mod push;
 mod script;
 mod topology;
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -264,7 +265,7 @@ impl RedisStore {
         let mut set = redis::cmd("SET");
         set.arg(name).arg(running).arg("NX").arg("GET").arg("PX").arg(life);
         let before_7 = async || self.call(&script::CLAIM, name, &[running, life.to_string().as_bytes()]).await;
-        let claimed = self.by_version(self.connector.query(name, &set), before_7).await;
+        let claimed = self.by_version(pin!(self.connector.query(name, &set)), before_7).await;
         match claimed {
             // What has finished can be told all the same.
             Err(failure) if failure.error().code() == Some("OOM") => {
@@ -280,7 +281,7 @@ impl RedisStore {
     /// Does it the way of 7.0 until the server turns out to be older.
     async fn by_version(
         &self,
-        from_7: impl Future<Output = Result<Value, Failure>>,
+        from_7: Pin<&mut impl Future<Output = Result<Value, Failure>>>,
         before_7: impl AsyncFnOnce() -> Result<Value, Failure>,
     ) -> Result<Value, Failure> {
         if self.before_7.load(Ordering::Relaxed) {
@@ -344,7 +345,7 @@ impl RedisStore {
         let args = [claim.id.as_bytes(), life.as_bytes(), self.publish()];
         let call = |script| Script::call_staged(script, &self.connector, keys, &set, &args);
         let script = &script::COMPLETE_STAGED;
-        match self.by_version(call(&script.flagged), async || call(&script.plain).await).await {
+        match self.by_version(pin!(call(&script.flagged)), async || call(&script.plain).await).await {
             Ok(Value::Int(-1)) => Ok(None),
             // Also where a slot is on its way to another node, which takes one command at a time: whatever came of staging, the
             // whole script may be sent after it.
@@ -355,10 +356,20 @@ impl RedisStore {
 
     /// Waits until what a claim has written is as safe as was asked for.
     async fn confirm(&self, name: &str, claim: &Claim, phase: Phase) -> Result<(), Unconfirmed> {
-        if self.confirmer.waits_for_nobody() {
-            return Ok(());
+        self.or_leave(self.confirmer.confirm(name, phase, &claim.id).await)
+    }
+
+    /// Gives the claim back where too few have it.
+    async fn confirm_claim(&self, name: &str, key: &Key, claim: &Claim) -> Result<(), StoreError> {
+        match self.confirm(name, claim, Phase::Running).await {
+            Err(Unconfirmed::TooFew(too_few)) => {
+                // Whatever comes of that, the claim has taken effect.
+                let released = self.release(key, &Claim { attempt: 0, ..claim.clone() }, claim.lease).await;
+                released.map_err(StoreError::unconfirmed)?;
+                Err(StoreError::refused(too_few))
+            }
+            confirmed => Ok(confirmed?),
         }
-        self.or_leave(Box::pin(self.confirmer.confirm(name, phase, &claim.id)).await)
     }
 
     /// A server that cannot have a write confirmed may be a master whose place another has taken.
@@ -372,7 +383,7 @@ impl RedisStore {
     /// A step that is taken also when the server is out of memory, where it knows of that.
     async fn last_step(&self, script: &AllowOom, name: &str, args: &[&[u8]]) -> Result<Hold, StoreError> {
         let before_7 = async || self.call(&script.plain, name, args).await;
-        held(&self.by_version(self.call(&script.flagged, name, args), before_7).await?)
+        held(&self.by_version(pin!(self.call(&script.flagged, name, args)), before_7).await?)
     }
 }
 
@@ -380,15 +391,8 @@ impl Store for RedisStore {
     async fn claim(&self, key: &Key, claim: &Claim) -> Result<Claimed, StoreError> {
         let name = self.name(key);
         let claimed = self.take(&name, claim).await?;
-        if let Claimed::Acquired { .. } = claimed
-            && let Err(unconfirmed) = self.confirm(&name, claim, Phase::Running).await
-        {
-            let Unconfirmed::TooFew(too_few) = unconfirmed else { return Err(unconfirmed.into()) };
-            // Whatever comes of that, the claim has taken effect.
-            let given_up = Claim { attempt: 0, ..claim.clone() };
-            let released = Box::pin(self.release(key, &given_up, claim.lease)).await;
-            released.map_err(StoreError::unconfirmed)?;
-            return Err(StoreError::refused(too_few));
+        if matches!(claimed, Claimed::Acquired { .. }) && self.confirmer.waits() {
+            Box::pin(self.confirm_claim(&name, key, claim)).await?;
         }
         Ok(claimed)
     }
@@ -418,8 +422,8 @@ impl Store for RedisStore {
             Some(hold) => hold,
             None => self.last_step(&script::COMPLETE, &name, &[&done, life.as_bytes(), self.publish()]).await?,
         };
-        if hold == Hold::Held {
-            self.confirm(&name, claim, Phase::Done).await?;
+        if hold == Hold::Held && self.confirmer.waits() {
+            Box::pin(self.confirm(&name, claim, Phase::Done)).await?;
         }
         Ok(hold)
     }
