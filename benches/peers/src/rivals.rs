@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use axum::Router;
+use axum::http::StatusCode;
 use axum::routing::post;
 use axum_idempotent::{IdempotentLayer, IdempotentOptions};
 use fred::clients::Pool;
@@ -49,9 +50,10 @@ async fn axum_idempotent(place: Place) -> Result<Router> {
         .layer(CookieManagerLayer::new()))
 }
 
-async fn sign_in(session: Session<RedisStore<Pool>>) -> Result<&'static str, String> {
-    let lasts = Ttl::new(DAY_SECS).map_err(|error| error.to_string())?;
-    session.set("user", &"c-1", lasts, None).await.map_err(|error| error.to_string())?;
+async fn sign_in(session: Session<RedisStore<Pool>>) -> Result<&'static str, (StatusCode, String)> {
+    let failed = |error: &dyn ToString| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+    let lasts = Ttl::new(DAY_SECS).map_err(|error| failed(&error))?;
+    session.set("user", &"c-1", lasts, None).await.map_err(|error| failed(&error))?;
     Ok("signed in")
 }
 

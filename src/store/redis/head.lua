@@ -1,5 +1,5 @@
 -- Before every script: reads the fixed header of the record under KEYS[1] (its layout is in layout.rs).
-local head = redis.call('GETRANGE', KEYS[1], 0, 48)
+local head = redis.call('GETRANGE', KEYS[1], '0', '48')
 local gone = head == '' and redis.call('EXISTS', KEYS[1]) == 0
 local state = head:sub(3, 3)
 local attempt = 0
