@@ -197,7 +197,10 @@ impl<S> Delivery<S> {
                     return run.start(self.inner, Request::from_parts(head, body), report).await;
                 }
                 Ok(Asked::Done { fingerprint: first, record }) => {
-                    self.ledger.near().put(as_of, key, first, &record, MAX_DURATION);
+                    // While secrets rotate it may be known under the other key alone, and be forgotten under that.
+                    if keys.previous.is_none() {
+                        self.ledger.near().put(as_of, key, first, &record, MAX_DURATION);
+                    }
                     lead.land(Landing::Done { fingerprint: first, record: record.clone() });
                     return Ok(self.replay(&record, seat.differs_from(first), report));
                 }

@@ -85,6 +85,9 @@ async fn one_that_nobody_polls_ends_all_the_same() {
     sleep(Duration::from_secs(1)).await;
     let told = rival(&store).send(event("e")).await;
     assert!(told.is_replayed());
+    // It takes no place while its caller still has it.
+    assert_eq!(ledger.in_flight(), 0);
+    ledger.drain(Duration::ZERO).await.unwrap();
     let key = std::str::from_utf8(&told.body).unwrap().parse().unwrap();
     assert!(matches!(ledger.lookup(&key).await.unwrap().unwrap().state, State::Done(_)));
     assert_eq!(held.await.body, told.body);

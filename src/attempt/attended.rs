@@ -16,6 +16,7 @@ use tracing::{Instrument as _, Span};
 
 use super::Run;
 use crate::alarms::{Alarm, Called};
+use crate::ledger::Ledger;
 use crate::sync::{Mutex, Runtime, lock, try_lock};
 
 /// How long an attempt may take and be without a task. It is not bound to be polled till then: a caller may hold a future
@@ -24,6 +25,7 @@ const ATTENDED_FOR: Duration = Duration::from_millis(100);
 
 /// An attempt in the hands of its caller, who waits for a reply. Dropped, it goes on without.
 pub(super) struct Attended<T> {
+    ledger: Ledger,
     work: Arc<Work>,
     alarm: Alarm,
     reply: oneshot::Receiver<T>,
@@ -31,7 +33,8 @@ pub(super) struct Attended<T> {
 
 /// What there is to poll, and by whom if not by the caller.
 struct Work {
-    run: Arc<Run>,
+    /// Held by the attempt itself: a caller that holds on to what has ended must not hold its place, nor its claim.
+    run: Weak<Run>,
     /// As long as the caller has it.
     attempt: Mutex<Option<BoxFuture<'static, ()>>>,
     runtime: Runtime,
@@ -41,17 +44,18 @@ struct Work {
 // === impl Attended ===
 
 impl<T> Attended<T> {
-    pub(super) fn new(run: Arc<Run>, attempt: BoxFuture<'static, ()>, reply: oneshot::Receiver<T>) -> Self {
+    pub(super) fn new(run: &Arc<Run>, attempt: BoxFuture<'static, ()>, reply: oneshot::Receiver<T>) -> Self {
         let work = Arc::new(Work {
-            run,
+            run: Arc::downgrade(run),
             attempt: Mutex::new(Some(attempt)),
             runtime: Runtime::current(),
             span: Span::current(),
         });
         let called: Weak<Work> = Arc::downgrade(&work);
-        let at = work.run.needs_keeper_at().min(Instant::now() + ATTENDED_FOR);
-        let alarm = work.run.lease.ledger().alarms().set(at, called, &work.runtime);
-        Self { work, alarm, reply }
+        let at = run.needs_keeper_at().min(Instant::now() + ATTENDED_FOR);
+        let ledger = run.lease.ledger().clone();
+        let alarm = ledger.alarms().set(at, called, &work.runtime);
+        Self { ledger, work, alarm, reply }
     }
 }
 
@@ -67,7 +71,7 @@ impl<T> Future for Attended<T> {
 
 impl<T> Drop for Attended<T> {
     fn drop(&mut self) {
-        self.work.run.lease.ledger().alarms().unset(self.alarm);
+        self.ledger.alarms().unset(self.alarm);
         let attempt = lock(&self.work.attempt).take();
         self.work.leave(attempt);
     }
@@ -90,9 +94,9 @@ impl Work {
 
     /// Leaves the attempt, unless it has ended, to tasks.
     fn leave(&self, attempt: Option<BoxFuture<'static, ()>>) {
-        if let Some(attempt) = attempt {
-            self.run.start_keeper(&self.runtime);
-            self.run.lease.ledger().spawn(&self.runtime, attempt.instrument(self.span.clone()));
+        if let (Some(attempt), Some(run)) = (attempt, self.run.upgrade()) {
+            run.start_keeper(&self.runtime);
+            run.lease.ledger().spawn(&self.runtime, attempt.instrument(self.span.clone()));
         }
     }
 }
@@ -101,7 +105,7 @@ impl Called for Work {
     fn called(self: Arc<Self>) -> Option<Instant> {
         let Some(mut attempt) = try_lock(&self.attempt) else {
             // It is being polled, and may be blocking that thread.
-            self.run.start_keeper(&self.runtime);
+            self.run.upgrade()?.start_keeper(&self.runtime);
             return Some(Instant::now() + ATTENDED_FOR);
         };
         let taken = attempt.take();

@@ -138,7 +138,8 @@ impl Run {
         let terms = self.terms.clone();
         let run = Arc::new(self);
         let attempt = Box::pin(Arc::clone(&run).run(inner, request, client));
-        let attended = Attended::new(run, attempt, replied);
+        let attended = Attended::new(&run, attempt, replied);
+        drop(run);
         async move {
             match attended.await {
                 Ok(Reply::Response(response)) if terms.mark_first => Ok(marked(*response)),

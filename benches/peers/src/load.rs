@@ -211,7 +211,8 @@ impl Client {
             let Some(end) = received.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
             let head = str::from_utf8(&received[..end])?;
             if !head.starts_with("HTTP/1.1 2") {
-                bail!("{}", String::from_utf8_lossy(received));
+                let status = head.lines().next().unwrap_or_default();
+                bail!("{status}: {}", String::from_utf8_lossy(&received[end..]).trim());
             }
             let length: usize = header(head, "content-length").context("a body without a length")?.parse()?;
             if filled >= end + 4 + length {

@@ -77,9 +77,7 @@ impl Options {
         }
         Ok(options)
     }
-}
 
-impl Options {
     /// Whether all there is is measured.
     fn is_whole(&self) -> bool {
         self.only.is_empty() && self.callgrind && self.plan.modes.len() == Mode::ALL.len() && self.plan.rounds >= 15
