@@ -141,7 +141,7 @@ impl Drop for OnWatch {
             set.watch.take_if(|watch| watch.number == self.number).map(|_| mem::take(&mut set.calls))
         };
         for called in left.into_iter().flat_map(BTreeMap::into_values) {
-            // Who would be called again has its keeper by now.
+            // Who would be called again is being polled, and is left to its caller.
             called.upgrade().and_then(Called::called);
         }
     }

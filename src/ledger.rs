@@ -173,8 +173,9 @@ impl Ledger {
     /// come are the first to go when the bytes are used up. 0 bytes switch it off. Default: off, because it weakens two
     /// things by the time it keeps:
     ///
-    /// - What *another* process [forgets](Self::forget) is told here for up to `life` longer. What this one forgets is not.
-    /// - An outcome that another process stored may be told for up to `life` longer than it is kept.
+    /// - What *another* process [forgets](Self::forget) is told here for up to `life` longer, and so is what this one forgets by a
+    ///   call that gets no answer. What it is told to be forgotten is not.
+    /// - An outcome may be told for up to `life` longer than it is kept.
     ///
     /// Neither makes an event run twice, nor acknowledges one that has not run: only finished outcomes are kept, never claims.
     #[must_use]

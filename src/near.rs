@@ -19,7 +19,7 @@ use crate::sync::{Mutex, lock};
 const SLAB: usize = 64 << 10;
 
 /// What an outcome takes beside its bytes, at most.
-const OVERHEAD: usize = 256;
+const OVERHEAD: usize = 320;
 
 /// How many that have come to their end are dropped by each that is added or looked for.
 const SWEEP: usize = 4;
@@ -65,7 +65,8 @@ struct State {
 impl Near {
     pub(crate) fn set(&self, max_bytes: usize, life: Duration) {
         let mut state = lock(&self.state);
-        (state.max_bytes, state.life) = (max_bytes, life);
+        let forgotten = state.forgotten;
+        *state = State { max_bytes, life, forgotten, ..State::default() };
         self.is_on.store(max_bytes > 0 && !life.is_zero(), Ordering::Relaxed);
     }
 

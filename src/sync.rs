@@ -41,6 +41,8 @@ impl Runtime {
         Self
     }
 
+    pub(crate) fn enter(&self) {}
+
     pub(crate) fn spawn<F>(&self, task: F) -> shuttle::future::JoinHandle<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,

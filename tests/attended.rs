@@ -119,6 +119,44 @@ async fn one_that_blocks_its_thread_from_the_first_poll_on_keeps_its_lease() {
     assert_eq!(blocking.await.unwrap().body, "run 1");
 }
 
+/// Another one, a moment before, leaves a task that looks after alarms, and a thread that looks after timers.
+#[test]
+fn one_that_blocks_its_thread_soon_after_another_keeps_its_lease() {
+    for workers in [2, 4] {
+        let store = MemoryStore::new();
+        let ledger = Ledger::new(store.clone());
+        let runtime = Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap();
+        let before = working(&ledger, Duration::ZERO);
+        runtime.spawn(async move { before.send(event("before")).await });
+        thread::sleep(Duration::from_millis(20));
+        let blocks = App::new(&layer(&ledger), |_, run| {
+            thread::sleep(LEASE * 4);
+            async move { answer(200, format!("run {run}")) }
+        });
+        let blocking = runtime.spawn(async move { blocks.send(event("e")).await });
+        thread::sleep(LEASE * 2);
+        let other = Builder::new_current_thread().enable_all().build().unwrap();
+        let told = other.block_on(rival(&store).send(event("e")));
+        assert_eq!(told.code().as_deref(), Some("running"), "{workers} workers");
+        assert_eq!(runtime.block_on(blocking).unwrap().body, "run 1");
+    }
+}
+
+#[test]
+fn one_whose_caller_is_polled_in_a_runtime_without_timers_is_kept() {
+    let store = MemoryStore::new();
+    let runtime = multi_thread();
+    let app = App::new(&layer(&Ledger::new(store.clone())), |_, run| async move {
+        tokio::task::yield_now().await;
+        answer(200, format!("run {run}"))
+    });
+    let mut delivery = app.send(event("e"));
+    runtime.block_on(begin(&mut delivery));
+    let elsewhere = Builder::new_current_thread().build().unwrap();
+    assert_eq!(elsewhere.block_on(delivery).body, "run 1");
+    assert!(runtime.block_on(rival(&store).send(event("e"))).is_replayed());
+}
+
 #[test]
 fn one_whose_caller_is_dropped_outside_of_a_runtime_goes_on() {
     let store = MemoryStore::new();

@@ -1,7 +1,7 @@
 //! Who polls an attempt.
 //!
-//! Its caller does, as long as the caller stays and it does not take long: most attempts need no task of their own. All
-//! others get two, one that polls it and one that renews its lease.
+//! Its caller does, as long as the caller stays and it does not take long. All others get a task of their own. The lease is
+//! renewed in another from the start.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -51,10 +51,13 @@ impl<T> Attended<T> {
             runtime: Runtime::current(),
             span: Span::current(),
         });
+        run.start_keeper(&work.runtime);
+        // What is spawned last may wait for this very thread, which its handler may block; and somebody else has to wake up, who
+        // sees to the timers meanwhile.
+        work.runtime.spawn(async {});
         let called: Weak<Work> = Arc::downgrade(&work);
-        let at = run.needs_keeper_at().min(Instant::now() + ATTENDED_FOR);
         let ledger = run.lease.ledger().clone();
-        let alarm = ledger.alarms().set(at, called, &work.runtime);
+        let alarm = ledger.alarms().set(Instant::now() + ATTENDED_FOR, called, &work.runtime);
         Self { ledger, work, alarm, reply }
     }
 }
@@ -83,6 +86,8 @@ impl Work {
     fn poll(&self, cx: &mut Context<'_>) {
         let mut attempt = lock(&self.attempt);
         let Some(polled) = attempt.as_mut() else { return };
+        // Its timers are those of the runtime that it was started in, wherever its caller is polled.
+        let _in = self.runtime.enter();
         // What panics, such as a store, ends the attempt and not its caller, as it would in a task.
         let polled = catch_unwind(AssertUnwindSafe(|| polled.as_mut().poll(cx)));
         if !matches!(polled, Ok(Poll::Pending)) {
@@ -95,7 +100,6 @@ impl Work {
     /// Leaves the attempt, unless it has ended, to tasks.
     fn leave(&self, attempt: Option<BoxFuture<'static, ()>>) {
         if let (Some(attempt), Some(run)) = (attempt, self.run.upgrade()) {
-            run.start_keeper(&self.runtime);
             run.lease.ledger().spawn(&self.runtime, attempt.instrument(self.span.clone()));
         }
     }
@@ -104,8 +108,7 @@ impl Work {
 impl Called for Work {
     fn called(self: Arc<Self>) -> Option<Instant> {
         let Some(mut attempt) = try_lock(&self.attempt) else {
-            // It is being polled, and may be blocking that thread.
-            self.run.upgrade()?.start_keeper(&self.runtime);
+            // It is being polled.
             return Some(Instant::now() + ATTENDED_FOR);
         };
         let taken = attempt.take();

@@ -172,11 +172,6 @@ impl Lease {
         &self.ledger
     }
 
-    /// When it is to be renewed first.
-    pub(crate) fn renew_at(&self) -> Instant {
-        self.previous.as_ref().map_or(self.renew_at, |previous| self.renew_at.min(previous.renew_at()))
-    }
-
     /// Renews the lease until it is lost, or until `deadline`.
     pub(crate) async fn keep(&self, deadline: Instant) -> Ended {
         match &self.previous {

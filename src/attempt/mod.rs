@@ -279,11 +279,6 @@ impl Run {
         self.step_down();
     }
 
-    /// When at the latest the lease needs somebody who renews it.
-    fn needs_keeper_at(&self) -> Instant {
-        self.lease.renew_at().min(self.overdue)
-    }
-
     /// Has the lease renewed in a task of its own: a handler that blocks its thread must not lose its lease by that.
     fn start_keeper(self: &Arc<Self>, runtime: &Runtime) {
         let mut keeper = lock(&self.keeper);
