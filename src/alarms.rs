@@ -38,7 +38,7 @@ struct Set {
 }
 
 /// Which task lets the alarms go off.
-#[derive(Clone, Copy, Eq, PartialEq)]
+#[derive(Clone, Copy)]
 struct Watch {
     number: u64,
     sleeps_until: Instant,
@@ -67,8 +67,6 @@ impl Alarms {
         if !is_watched {
             // A runtime that is ending drops it here and now.
             runtime.spawn(OnWatch { set: Arc::downgrade(&self.0), number }.go(at));
-            // What is spawned last may wait for this very thread.
-            runtime.spawn(async {});
         }
         alarm
     }

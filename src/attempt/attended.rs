@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -25,16 +25,15 @@ const ATTENDED_FOR: Duration = Duration::from_millis(100);
 
 /// An attempt in the hands of its caller, who waits for a reply. Dropped, it goes on without.
 pub(super) struct Attended<T> {
-    ledger: Ledger,
     work: Arc<Work>,
     alarm: Alarm,
     reply: oneshot::Receiver<T>,
 }
 
-/// What there is to poll, and by whom if not by the caller.
+/// What there is to poll, and by whom if not by the caller. It does not hold the run, which the attempt itself does: a caller that
+/// holds on to what has ended must not hold its place, nor its claim.
 struct Work {
-    /// Held by the attempt itself: a caller that holds on to what has ended must not hold its place, nor its claim.
-    run: Weak<Run>,
+    ledger: Ledger,
     /// As long as the caller has it.
     attempt: Mutex<Option<BoxFuture<'static, ()>>>,
     runtime: Runtime,
@@ -46,19 +45,18 @@ struct Work {
 impl<T> Attended<T> {
     pub(super) fn new(run: &Arc<Run>, attempt: BoxFuture<'static, ()>, reply: oneshot::Receiver<T>) -> Self {
         let work = Arc::new(Work {
-            run: Arc::downgrade(run),
+            ledger: run.lease.ledger().clone(),
             attempt: Mutex::new(Some(attempt)),
             runtime: Runtime::current(),
             span: Span::current(),
         });
         run.start_keeper(&work.runtime);
+        let called: Weak<Work> = Arc::downgrade(&work);
+        let alarm = work.ledger.alarms().set(Instant::now() + ATTENDED_FOR, called, &work.runtime);
         // What is spawned last may wait for this very thread, which its handler may block; and somebody else has to wake up, who
         // sees to the timers meanwhile.
         work.runtime.spawn(async {});
-        let called: Weak<Work> = Arc::downgrade(&work);
-        let ledger = run.lease.ledger().clone();
-        let alarm = ledger.alarms().set(Instant::now() + ATTENDED_FOR, called, &work.runtime);
-        Self { ledger, work, alarm, reply }
+        Self { work, alarm, reply }
     }
 }
 
@@ -67,14 +65,13 @@ impl<T> Future for Attended<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.work.poll(cx);
-        let reply = ready!(Pin::new(&mut self.reply).poll(cx));
-        Poll::Ready(reply)
+        Pin::new(&mut self.reply).poll(cx)
     }
 }
 
 impl<T> Drop for Attended<T> {
     fn drop(&mut self) {
-        self.ledger.alarms().unset(self.alarm);
+        self.work.ledger.alarms().unset(self.alarm);
         let attempt = lock(&self.work.attempt).take();
         self.work.leave(attempt);
     }
@@ -97,10 +94,10 @@ impl Work {
         }
     }
 
-    /// Leaves the attempt, unless it has ended, to tasks.
+    /// Leaves the attempt, unless it has ended, to a task.
     fn leave(&self, attempt: Option<BoxFuture<'static, ()>>) {
-        if let (Some(attempt), Some(run)) = (attempt, self.run.upgrade()) {
-            run.lease.ledger().spawn(&self.runtime, attempt.instrument(self.span.clone()));
+        if let Some(attempt) = attempt {
+            self.ledger.spawn(&self.runtime, attempt.instrument(self.span.clone()));
         }
     }
 }

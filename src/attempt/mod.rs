@@ -10,10 +10,9 @@ mod stream;
 
 use std::any::Any;
 use std::future::poll_fn;
-use std::mem;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,18 +48,11 @@ pub(crate) struct Run {
     ticket: Mutex<Ticket>,
     /// Until the attempt has lost, is overdue, or has ended.
     lead: Mutex<Option<Lead>>,
-    keeper: Mutex<Keeper>,
+    /// The task that renews the lease.
+    keeper: OnceLock<AbortHandle>,
     handle: Attempt,
     /// Whether the request body, where it is streamed through, has failed.
     request_failed: Failed,
-}
-
-/// The task that renews the lease, where one is needed.
-enum Keeper {
-    Idle,
-    Keeps(AbortHandle),
-    /// From here on nothing is renewed.
-    Rests,
 }
 
 /// Who is to be answered.
@@ -110,7 +102,7 @@ impl Run {
             lease,
             lead: Mutex::new(Some(lead)),
             ticket: Mutex::new(ticket),
-            keeper: Mutex::new(Keeper::Idle),
+            keeper: OnceLock::new(),
             request_failed,
         }
     }
@@ -281,17 +273,13 @@ impl Run {
 
     /// Has the lease renewed in a task of its own: a handler that blocks its thread must not lose its lease by that.
     fn start_keeper(self: &Arc<Self>, runtime: &Runtime) {
-        let mut keeper = lock(&self.keeper);
-        if let Keeper::Idle = *keeper {
-            *keeper = Keeper::Keeps(self.lease.ledger().spawn(runtime, Arc::clone(self).keep()));
-        }
+        let _ = self.keeper.set(self.lease.ledger().spawn(runtime, Arc::clone(self).keep()));
     }
 
     /// Renews no more: a key that is finished or given back must not come to life again.
     fn rest(&self) {
-        let keeper = mem::replace(&mut *lock(&self.keeper), Keeper::Rests);
-        if let Keeper::Keeps(task) = keeper {
-            task.abort();
+        if let Some(keeper) = self.keeper.get() {
+            keeper.abort();
         }
     }
 
