@@ -107,6 +107,7 @@
 
 mod alarms;
 mod attempt;
+mod awake;
 mod body;
 mod breaker;
 pub mod caller;

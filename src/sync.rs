@@ -12,7 +12,7 @@ pub(crate) use shuttle::future::AbortHandle;
 #[cfg(all(test, shuttle))]
 pub(crate) use shuttle::sync::{Mutex, MutexGuard, atomic};
 #[cfg(not(all(test, shuttle)))]
-pub(crate) use tokio::runtime::Handle as Runtime;
+pub(crate) use tokio::runtime::{Handle as Runtime, Id as RuntimeId};
 #[cfg(not(all(test, shuttle)))]
 pub(crate) use tokio::task::AbortHandle;
 
@@ -36,9 +36,21 @@ pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
 pub(crate) struct Runtime;
 
 #[cfg(all(test, shuttle))]
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(crate) struct RuntimeId;
+
+#[cfg(all(test, shuttle))]
 impl Runtime {
     pub(crate) fn current() -> Self {
         Self
+    }
+
+    pub(crate) fn id(&self) -> RuntimeId {
+        RuntimeId
+    }
+
+    pub(crate) fn runtime_flavor(&self) -> tokio::runtime::RuntimeFlavor {
+        tokio::runtime::RuntimeFlavor::CurrentThread
     }
 
     pub(crate) fn enter(&self) {}

@@ -22,10 +22,18 @@ use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore};
 
 use self::common::app::{Answer, App, answer, attempt, event};
 
+/// It is renewed by a task from the start.
 const LEASE: Duration = Duration::from_millis(300);
 
+/// It is not, but only when its attempt has taken long.
+const LONG_LEASE: Duration = Duration::from_secs(1);
+
 fn layer(ledger: &Ledger) -> IdempotencyLayer {
-    IdempotencyLayer::webhook(ledger, header("X-Id")).lease(LEASE).patience(Duration::ZERO)
+    leased(ledger, LEASE)
+}
+
+fn leased(ledger: &Ledger, lease: Duration) -> IdempotencyLayer {
+    IdempotencyLayer::webhook(ledger, header("X-Id")).lease(lease).patience(Duration::ZERO)
 }
 
 /// Works for so long.
@@ -107,39 +115,61 @@ async fn one_that_nobody_polls_keeps_its_lease() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_blocks_its_thread_from_the_first_poll_on_keeps_its_lease() {
-    let store = MemoryStore::new();
-    let app = App::new(&layer(&Ledger::new(store.clone())), |_, run| {
-        thread::sleep(LEASE * 4);
-        async move { answer(200, format!("run {run}")) }
-    });
-    let blocking = tokio::spawn(app.send(event("e")));
-    // Not by the runtime, of which one thread is blocked.
-    tokio::task::block_in_place(|| thread::sleep(LEASE * 3));
-    assert_eq!(rival(&store).send(event("e")).await.code().as_deref(), Some("running"));
-    assert_eq!(blocking.await.unwrap().body, "run 1");
+    for lease in [LEASE, LONG_LEASE] {
+        let store = MemoryStore::new();
+        let app = App::new(&leased(&Ledger::new(store.clone()), lease), move |_, run| {
+            thread::sleep(lease * 4);
+            async move { answer(200, format!("run {run}")) }
+        });
+        let blocking = tokio::spawn(app.send(event("e")));
+        // Not by the runtime, of which one thread is blocked.
+        tokio::task::block_in_place(|| thread::sleep(lease * 3));
+        assert_eq!(rival(&store).send(event("e")).await.code().as_deref(), Some("running"));
+        assert_eq!(blocking.await.unwrap().body, "run 1");
+    }
 }
 
 /// Another one, a moment before, leaves a task that looks after alarms, and a thread that looks after timers.
 #[test]
 fn one_that_blocks_its_thread_soon_after_another_keeps_its_lease() {
-    for workers in [2, 4] {
+    for (workers, lease) in [(2, LEASE), (4, LEASE), (2, LONG_LEASE), (4, LONG_LEASE)] {
         let store = MemoryStore::new();
         let ledger = Ledger::new(store.clone());
         let runtime = Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap();
         let before = working(&ledger, Duration::ZERO);
         runtime.spawn(async move { before.send(event("before")).await });
         thread::sleep(Duration::from_millis(20));
-        let blocks = App::new(&layer(&ledger), |_, run| {
-            thread::sleep(LEASE * 4);
+        let blocks = App::new(&leased(&ledger, lease), move |_, run| {
+            thread::sleep(lease * 4);
             async move { answer(200, format!("run {run}")) }
         });
-        let blocking = runtime.spawn(async move { blocks.send(event("e")).await });
-        thread::sleep(LEASE * 2);
-        let other = Builder::new_current_thread().enable_all().build().unwrap();
-        let told = other.block_on(rival(&store).send(event("e")));
-        assert_eq!(told.code().as_deref(), Some("running"), "{workers} workers");
-        assert_eq!(runtime.block_on(blocking).unwrap().body, "run 1");
+        assert_blocked_keeps_its_lease(&runtime, &store, blocks, lease * 2);
     }
+}
+
+/// When it is woken, nobody else is awake.
+#[test]
+fn one_that_blocks_its_thread_after_it_waited_keeps_its_lease() {
+    for (workers, lease) in [(2, LEASE), (4, LEASE), (2, LONG_LEASE), (4, LONG_LEASE)] {
+        let store = MemoryStore::new();
+        let runtime = Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap();
+        let blocks = App::new(&leased(&Ledger::new(store.clone()), lease), move |_, run| async move {
+            sleep(Duration::from_millis(250)).await;
+            thread::sleep(lease * 4);
+            answer(200, format!("run {run}"))
+        });
+        assert_blocked_keeps_its_lease(&runtime, &store, blocks, lease * 2 + Duration::from_millis(250));
+    }
+}
+
+fn assert_blocked_keeps_its_lease(runtime: &Runtime, store: &MemoryStore, blocks: App, time: Duration) {
+    let blocking = runtime.spawn(async move { blocks.send(event("e")).await });
+    thread::sleep(time);
+    let other = Builder::new_current_thread().enable_all().build().unwrap();
+    let told = other.block_on(rival(store).send(event("e")));
+    let workers = runtime.metrics().num_workers();
+    assert_eq!(told.code().as_deref(), Some("running"), "{workers} workers, after {time:?}");
+    assert_eq!(runtime.block_on(blocking).unwrap().body, "run 1");
 }
 
 #[test]
@@ -174,7 +204,7 @@ fn one_whose_caller_is_dropped_outside_of_a_runtime_goes_on() {
     });
 }
 
-/// The ledger's alarms are looked after by a task in the runtime of whoever sets the first.
+/// Both have attempts of one ledger.
 #[test]
 fn a_runtime_that_is_blocked_takes_no_lease_from_attempts_in_another() {
     let store = MemoryStore::new();
@@ -186,7 +216,7 @@ fn a_runtime_that_is_blocked_takes_no_lease_from_attempts_in_another() {
         let mut held = working(&ledger, LEASE * 5).send(event("of the other"));
         begin(&mut held).await;
         sleep(LEASE * 2 / 3).await;
-        // Whoever comes sees that nobody looks after them.
+        // Whoever comes is not looked after by the blocked one.
         working(&ledger, Duration::ZERO).send(event("later")).await;
         sleep(LEASE * 2).await;
         assert_eq!(rival(&store).send(event("of the other")).await.code().as_deref(), Some("running"));
@@ -195,7 +225,6 @@ fn a_runtime_that_is_blocked_takes_no_lease_from_attempts_in_another() {
     blocked.block_on(async { assert_eq!(blocking.await.body, "run 1") });
 }
 
-/// The same task ends with that runtime.
 #[test]
 fn the_end_of_a_runtime_takes_no_lease_from_attempts_in_another() {
     let store = MemoryStore::new();

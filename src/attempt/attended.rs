@@ -1,7 +1,7 @@
-//! Who polls an attempt.
+//! Who polls an attempt, and who renews its lease.
 //!
-//! Its caller does, as long as the caller stays and it does not take long. All others get a task of their own. The lease is
-//! renewed in another from the start.
+//! Its caller polls it, as long as it stays and it does not take long, and nobody renews a lease so young. All others get two
+//! tasks of their own.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -11,17 +11,17 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 
 use super::Run;
-use crate::alarms::{Alarm, Called};
+use crate::alarms::{self, Alarm, Called};
+use crate::awake;
 use crate::ledger::Ledger;
 use crate::sync::{Mutex, Runtime, lock, try_lock};
 
-/// How long an attempt may take and be without a task. It is not bound to be polled till then: a caller may hold a future
-/// and do something else.
-const ATTENDED_FOR: Duration = Duration::from_millis(100);
+/// What is due by then, such as a short lease, has a task from the start. All others have one when the alarm goes off, which may be
+/// late: its runtime may be asleep.
+const SOON: Duration = alarms::DELAY.saturating_add(awake::MAX_SLEEP.saturating_mul(2));
 
 /// An attempt in the hands of its caller, who waits for a reply. Dropped, it goes on without.
 pub(super) struct Attended<T> {
@@ -34,6 +34,7 @@ pub(super) struct Attended<T> {
 /// holds on to what has ended must not hold its place, nor its claim.
 struct Work {
     ledger: Ledger,
+    run: Weak<Run>,
     /// As long as the caller has it.
     attempt: Mutex<Option<BoxFuture<'static, ()>>>,
     runtime: Runtime,
@@ -46,16 +47,18 @@ impl<T> Attended<T> {
     pub(super) fn new(run: &Arc<Run>, attempt: BoxFuture<'static, ()>, reply: oneshot::Receiver<T>) -> Self {
         let work = Arc::new(Work {
             ledger: run.lease.ledger().clone(),
+            run: Arc::downgrade(run),
             attempt: Mutex::new(Some(attempt)),
             runtime: Runtime::current(),
             span: Span::current(),
         });
-        run.start_keeper(&work.runtime);
+        if run.is_due_within(SOON) {
+            run.start_keeper(&work.runtime);
+            // What is spawned last may wait for this very thread, which a handler may be about to block.
+            work.runtime.spawn(async {});
+        }
         let called: Weak<Work> = Arc::downgrade(&work);
-        let alarm = work.ledger.alarms().set(Instant::now() + ATTENDED_FOR, called, &work.runtime);
-        // What is spawned last may wait for this very thread, which its handler may block; and somebody else has to wake up, who
-        // sees to the timers meanwhile.
-        work.runtime.spawn(async {});
+        let alarm = work.ledger.alarms().set(called, &work.runtime);
         Self { work, alarm, reply }
     }
 }
@@ -94,23 +97,33 @@ impl Work {
         }
     }
 
+    fn has_lease_renewed(&self) {
+        // Who holds it last may give the claim back, in its runtime.
+        let _in = self.runtime.enter();
+        if let Some(run) = self.run.upgrade() {
+            run.start_keeper(&self.runtime);
+        }
+    }
+
     /// Leaves the attempt, unless it has ended, to a task.
     fn leave(&self, attempt: Option<BoxFuture<'static, ()>>) {
         if let Some(attempt) = attempt {
+            self.has_lease_renewed();
             self.ledger.spawn(&self.runtime, attempt.instrument(self.span.clone()));
         }
     }
 }
 
 impl Called for Work {
-    fn called(self: Arc<Self>) -> Option<Instant> {
+    fn called(self: Arc<Self>) -> bool {
+        self.has_lease_renewed();
         let Some(mut attempt) = try_lock(&self.attempt) else {
             // It is being polled.
-            return Some(Instant::now() + ATTENDED_FOR);
+            return true;
         };
         let taken = attempt.take();
         drop(attempt);
         self.leave(taken);
-        None
+        false
     }
 }

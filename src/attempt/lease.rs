@@ -164,6 +164,12 @@ impl Lease {
         Keys { current: self.key, previous: self.previous.as_ref().map(|previous| previous.key) }
     }
 
+    /// Whether it is to be renewed within that time.
+    pub(crate) fn is_due_within(&self, time: Duration) -> bool {
+        let is_due = self.renew_at <= Instant::now() + time;
+        is_due || self.previous.as_ref().is_some_and(|previous| previous.is_due_within(time))
+    }
+
     pub(crate) fn claim(&self) -> &Claim {
         &self.claim
     }

@@ -10,9 +10,10 @@ mod stream;
 
 use std::any::Any;
 use std::future::poll_fn;
+use std::mem;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,11 +49,19 @@ pub(crate) struct Run {
     ticket: Mutex<Ticket>,
     /// Until the attempt has lost, is overdue, or has ended.
     lead: Mutex<Option<Lead>>,
-    /// The task that renews the lease.
-    keeper: OnceLock<AbortHandle>,
+    keeper: Mutex<Keeper>,
     handle: Attempt,
     /// Whether the request body, where it is streamed through, has failed.
     request_failed: Failed,
+}
+
+/// The task that renews the lease.
+enum Keeper {
+    /// None so far.
+    Unneeded,
+    Renews(AbortHandle),
+    /// None any more.
+    Rests,
 }
 
 /// Who is to be answered.
@@ -102,7 +111,7 @@ impl Run {
             lease,
             lead: Mutex::new(Some(lead)),
             ticket: Mutex::new(ticket),
-            keeper: OnceLock::new(),
+            keeper: Mutex::new(Keeper::Unneeded),
             request_failed,
         }
     }
@@ -271,14 +280,29 @@ impl Run {
         self.step_down();
     }
 
+    /// Whether within that time the lease is to be renewed, or the attempt is overdue.
+    fn is_due_within(&self, time: Duration) -> bool {
+        self.lease.is_due_within(time) || self.overdue <= Instant::now() + time
+    }
+
     /// Has the lease renewed in a task of its own: a handler that blocks its thread must not lose its lease by that.
     fn start_keeper(self: &Arc<Self>, runtime: &Runtime) {
-        let _ = self.keeper.set(self.lease.ledger().spawn(runtime, Arc::clone(self).keep()));
+        if !matches!(*lock(&self.keeper), Keeper::Unneeded) {
+            return;
+        }
+        // A runtime that is ending drops it here and now, and what it holds must not find a lock taken.
+        let started = self.lease.ledger().spawn(runtime, Arc::clone(self).keep());
+        let mut keeper = lock(&self.keeper);
+        match *keeper {
+            Keeper::Unneeded => *keeper = Keeper::Renews(started),
+            Keeper::Renews(_) | Keeper::Rests => started.abort(),
+        }
     }
 
     /// Renews no more: a key that is finished or given back must not come to life again.
     fn rest(&self) {
-        if let Some(keeper) = self.keeper.get() {
+        let keeper = mem::replace(&mut *lock(&self.keeper), Keeper::Rests);
+        if let Keeper::Renews(keeper) = keeper {
             keeper.abort();
         }
     }

@@ -245,6 +245,12 @@ pub(crate) fn pursued(contract: Contract, timer: Timer, pursued: Pursued) {
     metrics::timed(timer, metrics::COMPLETE, contract, result);
 }
 
+/// There is no thread to keep runtimes awake.
+pub(crate) fn no_thread(error: &std::io::Error) {
+    let advice = "a handler that blocks its thread may lose its lease";
+    event!(target: TARGET, Level::WARN, %error, advice, "no thread could be started");
+}
+
 /// A function that was given to the layer panicked, and the layer went on without it.
 pub(crate) fn hook_panicked(hook: &'static str) {
     event!(target: TARGET, Level::WARN, hook, "a hook panicked");

@@ -1,0 +1,95 @@
+//! Keeps a runtime awake in which a handler may block a thread.
+//!
+//! Of the threads of a runtime one at a time waits for timers and sockets, and the others sleep. When that one takes a task which
+//! blocks it, nobody sees to timers until something wakes another, and no lease is renewed. So, as long as attempts run in a
+//! runtime, a thread that belongs to none spawns a task there now and then, which does nothing but wake whoever sleeps.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
+
+use tokio::runtime::RuntimeFlavor;
+use tokio_util::task::TaskTracker;
+
+use crate::sync::Runtime;
+use crate::telemetry;
+
+/// How long a runtime may sleep although a timer is due.
+pub(crate) const MAX_SLEEP: Duration = Duration::from_millis(50);
+
+/// As long as it is held, a runtime is kept awake.
+pub(crate) type Token = Arc<()>;
+
+struct Awake {
+    kept: Vec<Kept>,
+    has_thread: bool,
+}
+
+struct Kept {
+    runtime: Runtime,
+    /// It is kept awake as long as there are any, too.
+    tasks: TaskTracker,
+    token: Weak<()>,
+}
+
+static AWAKE: Mutex<Awake> = Mutex::new(Awake { kept: Vec::new(), has_thread: false });
+static ADDED: Condvar = Condvar::new();
+
+/// Keeps a runtime awake as long as the token is held, and then until there are no such tasks any more.
+pub(crate) fn keep(runtime: &Runtime, tasks: &TaskTracker) -> Token {
+    let token = Token::default();
+    // Where there is but one thread, it runs what blocks it or sees to timers.
+    if runtime.runtime_flavor() != RuntimeFlavor::CurrentThread {
+        let mut awake = lock();
+        awake.keep(runtime, tasks, &token);
+        if !awake.has_thread {
+            let thread = thread::Builder::new().name("idempotency-awake".to_owned()).spawn(wake);
+            awake.has_thread = thread.is_ok();
+            if let Err(error) = thread {
+                telemetry::no_thread(&error);
+            }
+        }
+        drop(awake);
+        ADDED.notify_one();
+    }
+    token
+}
+
+fn wake() {
+    loop {
+        let awake = ADDED.wait_while(lock(), |awake| awake.kept.is_empty());
+        let mut awake = awake.unwrap_or_else(PoisonError::into_inner);
+        awake.kept.retain(Kept::is_needed);
+        let runtimes = awake.kept.iter().map(|kept| kept.runtime.clone()).collect::<Vec<_>>();
+        drop(awake);
+        for runtime in runtimes {
+            runtime.spawn(async {});
+        }
+        thread::sleep(MAX_SLEEP);
+    }
+}
+
+fn lock() -> MutexGuard<'static, Awake> {
+    AWAKE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Awake ===
+
+impl Awake {
+    fn keep(&mut self, runtime: &Runtime, tasks: &TaskTracker, token: &Token) {
+        let token = Arc::downgrade(token);
+        let is_it = |kept: &&mut Kept| kept.runtime.id() == runtime.id() && TaskTracker::ptr_eq(&kept.tasks, tasks);
+        match self.kept.iter_mut().find(is_it) {
+            Some(kept) => kept.token = token,
+            None => self.kept.push(Kept { runtime: runtime.clone(), tasks: tasks.clone(), token }),
+        }
+    }
+}
+
+// === impl Kept ===
+
+impl Kept {
+    fn is_needed(&self) -> bool {
+        self.token.strong_count() > 0 || !self.tasks.is_empty()
+    }
+}
