@@ -66,14 +66,15 @@ impl Alarms {
         Self { set: Arc::default(), tasks }
     }
 
-    /// Sets one.
-    pub(crate) fn set(&self, called: Weak<dyn Called>, runtime: &Runtime) -> Alarm {
+    /// Sets one, at that time or soon after.
+    pub(crate) fn set(&self, now: Instant, called: Weak<dyn Called>, runtime: &Runtime) -> Alarm {
         let id = runtime.id();
-        let (number, is_watched) = lock(&self.set).insert(id, called);
+        let at = now + DELAY;
+        let (number, is_watched) = lock(&self.set).insert(id, at, called);
         if !is_watched {
             let awake = awake::keep(runtime, &self.tasks);
             // A runtime that is ending drops it here and now.
-            runtime.spawn(Watch { set: Arc::downgrade(&self.set), runtime: id, _awake: awake }.keep());
+            runtime.spawn(Watch { set: Arc::downgrade(&self.set), runtime: id, _awake: awake }.keep(at));
             // What is spawned last may wait for this very thread, which a handler may be about to block.
             runtime.spawn(async {});
         }
@@ -97,13 +98,13 @@ impl Set {
     }
 
     /// Tells its number, and whether it is looked after. If not, it is for the caller to see to that.
-    fn insert(&mut self, runtime: RuntimeId, called: Weak<dyn Called>) -> (u64, bool) {
+    fn insert(&mut self, runtime: RuntimeId, at: Instant, called: Weak<dyn Called>) -> (u64, bool) {
         if let Some(watched) = self.of(runtime) {
-            return (watched.push(called), true);
+            return (watched.push(at, called), true);
         }
         // Of two alarms in a runtime none has the number of the other, or one could be taken back for the other.
         let mut watched = Watched { runtime, calls: VecDeque::new(), first: self.last + 1 };
-        let number = watched.push(called);
+        let number = watched.push(at, called);
         self.watched.push(watched);
         (number, false)
     }
@@ -124,9 +125,9 @@ impl Watched {
         self.first + self.calls.len() as u64
     }
 
-    fn push(&mut self, called: Weak<dyn Called>) -> u64 {
+    fn push(&mut self, at: Instant, called: Weak<dyn Called>) -> u64 {
         let number = self.next();
-        self.calls.push_back((Instant::now() + DELAY, Some(called)));
+        self.calls.push_back((at, Some(called)));
         number
     }
 
@@ -159,10 +160,13 @@ impl Watched {
 
 impl Watch {
     /// Lets alarms go off, as long as there are any. Whoever sets the next starts another watch.
-    async fn keep(mut self) {
-        while let Some(at) = self.next() {
+    async fn keep(mut self, first: Instant) {
+        // Also where that is taken back at once: or each attempt that is alone would start a watch of its own.
+        let mut next = Some(first);
+        while let Some(at) = next {
             sleep_until(at).await;
             self.call();
+            next = self.next();
         }
         // From here on it looks after nothing.
         self.set = Weak::new();
@@ -180,10 +184,11 @@ impl Watch {
 
     fn call(&self) {
         let Some(set) = self.set.upgrade() else { return };
-        let due = lock(&set).of(self.runtime).map(|watched| watched.due(Instant::now()));
+        let now = Instant::now();
+        let due = lock(&set).of(self.runtime).map(|watched| watched.due(now));
         for called in due.into_iter().flatten() {
             if called.upgrade().is_some_and(Called::called) {
-                lock(&set).insert(self.runtime, called);
+                lock(&set).insert(self.runtime, now + DELAY, called);
             }
         }
     }

@@ -52,7 +52,8 @@ pub(crate) struct Trial<'a> {
     breaker: &'a Breaker,
     domain: u16,
     key: Key,
-    admitted: Instant,
+    /// If there was any trouble then.
+    admitted: Option<Instant>,
 }
 
 /// The store has not answered of late.
@@ -72,10 +73,10 @@ impl Breaker {
 
     /// Whether a claim may be sent.
     pub(crate) fn admit(&self, domain: u16, key: Key) -> Result<Trial<'_>, StoreError> {
-        let admitted = Instant::now();
-        if self.troubled.load(Ordering::Relaxed) > 0
+        let admitted = (self.troubled.load(Ordering::Relaxed) > 0).then(Instant::now);
+        if let Some(now) = admitted
             && let Some(open) = lock(&self.circuits).get_mut(&domain).and_then(|circuit| circuit.open.as_mut())
-            && !open.probes(admitted)
+            && !open.probes(now)
         {
             return Err(StoreError::unreachable(CircuitOpen));
         }
@@ -107,7 +108,9 @@ impl Breaker {
         let max_failures = self.max_failures.load(Ordering::Relaxed);
         let mut circuits = lock(&self.circuits);
         let circuit = circuits.entry(trial.domain).or_default();
-        if circuit.closed_at.is_none_or(|at| at < trial.admitted) && circuit.last_failed != Some(trial.key) {
+        if circuit.closed_at.is_none_or(|at| trial.admitted.is_some_and(|admitted| at < admitted))
+            && circuit.last_failed != Some(trial.key)
+        {
             circuit.failures = circuit.failures.saturating_add(1);
             circuit.last_failed = Some(trial.key);
         }

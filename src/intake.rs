@@ -3,12 +3,12 @@
 //! The body is buffered first: a duplicate that waits with its body unread stalls the other streams of its connection, a
 //! slow sender would hold a claim, and half a body must not become a kept 400.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Version, header, request};
 use http_body::Body;
-use tokio::time::timeout;
 
 use crate::body::{Failed, RequestBody};
 use crate::collect::{Collector, Filled};
@@ -17,6 +17,7 @@ use crate::key::{Extracted, Malformed, Part};
 use crate::policy::{OnBadKey, OverLimit, Policy};
 use crate::rejection::Rejection;
 use crate::telemetry::{PassedThrough, Report};
+use crate::within::within;
 
 /// For how long, and for how many more bodies of the largest size, a request that is too large is read on before it is
 /// refused. Nothing of it is kept.
@@ -103,26 +104,28 @@ fn without_key<B>(policy: &Policy, unusable: &Extracted, body: RequestBody<B>, r
 
 async fn buffer<B: Body<Data = Bytes>>(policy: &Policy, head: &request::Parts, body: B) -> Buffered<B> {
     let mut collector = Collector::new(body, policy.max_request_body);
-    match timeout(policy.body_timeout, collector.fill()).await {
-        Ok(Ok(Filled::Whole)) => {
+    let filled = within(policy.body_timeout, pin!(collector.fill())).await;
+    match filled {
+        Some(Ok(Filled::Whole)) => {
             let (data, trailers, _) = collector.into_parts();
             Buffered::Whole(data, trailers)
         }
-        Ok(Ok(Filled::OverCap)) if policy.over_limit == OverLimit::PassThrough => {
+        Some(Ok(Filled::OverCap)) if policy.over_limit == OverLimit::PassThrough => {
             let (data, _, rest) = collector.into_parts();
             Buffered::PassThrough(RequestBody::resumed(data, rest))
         }
-        Ok(Ok(Filled::OverCap)) => {
+        Some(Ok(Filled::OverCap)) => {
             // A client that sends all before it reads would see a reset instead of the refusal. One that asked first is
             // answered by that alone: to read on would be to tell it to send.
             if collector.is_untouched() && asks_first(head) {
                 return Buffered::Refuse(Rejection::BodyTooLarge);
             }
-            let _ = timeout(LINGER, collector.discard(policy.max_request_body.saturating_mul(LINGER_BODIES))).await;
+            let rest = policy.max_request_body.saturating_mul(LINGER_BODIES);
+            let _ = within(LINGER, Box::pin(collector.discard(rest))).await;
             Buffered::Refuse(Rejection::BodyTooLarge)
         }
-        Ok(Err(_)) => Buffered::Refuse(Rejection::BodyUnreadable),
-        Err(_) => Buffered::Refuse(Rejection::BodyTimeout),
+        Some(Err(_)) => Buffered::Refuse(Rejection::BodyUnreadable),
+        None => Buffered::Refuse(Rejection::BodyTimeout),
     }
 }
 

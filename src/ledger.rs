@@ -19,6 +19,7 @@ use crate::store::{Entry, Forgotten, State, Store, StoreError};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{AbortHandle, Runtime};
 use crate::telemetry::Shows;
+use crate::within::within;
 
 const MAX_IN_FLIGHT: usize = 1024;
 const MAX_OVERDUE: usize = 1024;
@@ -318,7 +319,7 @@ impl Ledger {
 }
 
 pub(crate) async fn bounded_by<T>(timeout: Duration, call: StoreFuture<'_, T>) -> Result<T, StoreError> {
-    tokio::time::timeout(timeout, call).await.unwrap_or_else(|_| Err(StoreError::unknown(TimedOut)))
+    within(timeout, call).await.unwrap_or_else(|| Err(StoreError::unknown(TimedOut)))
 }
 
 impl fmt::Debug for Ledger {

@@ -137,6 +137,7 @@ mod sync;
 pub mod telemetry;
 mod terms;
 mod wire;
+mod within;
 
 pub use self::attempt::Attempt;
 pub use self::body::{RequestBody, ResponseBody};

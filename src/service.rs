@@ -17,7 +17,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::{Request, Response, request};
 use http_body::Body;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tower::{BoxError, Service};
 
 use crate::attempt::{Asked, Attempt, Lease, Run};
@@ -33,6 +33,7 @@ use crate::rejection::Rejection;
 use crate::store::{MAX_DURATION, StoreError};
 use crate::telemetry::{self, Outcome, PassedThrough, Report, Timer};
 use crate::terms::Terms;
+use crate::within::within;
 
 /// A service behind an [`IdempotencyLayer`]. See the [crate docs](crate) for an example.
 ///
@@ -234,9 +235,9 @@ impl<S> Delivery<S> {
         S: Service<Request<RequestBody<B>>, Response = Response<R>>,
     {
         let patience = if self.terms.enabled { self.terms.ready_timeout } else { MAX_DURATION };
-        match timeout(patience, poll_fn(|cx| self.inner.poll_ready(cx))).await {
-            Ok(ready) => ready?,
-            Err(_) => return Ok(self.refuse(Rejection::InnerNotReady, report)),
+        match within(patience, poll_fn(|cx| self.inner.poll_ready(cx))).await {
+            Some(ready) => ready?,
+            None => return Ok(self.refuse(Rejection::InnerNotReady, report)),
         }
         report.close(outcome);
         let response = self.inner.call(Request::from_parts(head, body)).await?;

@@ -52,13 +52,13 @@ impl<T> Attended<T> {
             runtime: Runtime::current(),
             span: Span::current(),
         });
-        if run.is_due_within(SOON) {
+        if run.is_due_by(run.started + SOON) {
             run.start_keeper(&work.runtime);
             // What is spawned last may wait for this very thread, which a handler may be about to block.
             work.runtime.spawn(async {});
         }
         let called: Weak<Work> = Arc::downgrade(&work);
-        let alarm = work.ledger.alarms().set(called, &work.runtime);
+        let alarm = work.ledger.alarms().set(run.started, called, &work.runtime);
         Self { work, alarm, reply }
     }
 }

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use futures_util::future::join;
 use http::header::HeaderValue;
 use http::{Response, response};
-use tokio::time::timeout;
 
 use super::{Client, Pursued, Reply, Run, Told};
 use crate::body::ResponseBody;
@@ -21,6 +20,7 @@ use crate::rejection::Rejection;
 use crate::sync::lock;
 use crate::telemetry::{self, Executed, Outcome, Timer};
 use crate::terms::Terms;
+use crate::within::within;
 
 impl Run {
     /// Stores the outcome, then answers.
@@ -50,7 +50,7 @@ impl Run {
     pub(super) async fn settle(&self, record: Bytes, tell: impl AsyncFnOnce(Pursued)) -> Pursued {
         let as_of = self.lease.ledger().near().as_of();
         let mut pursuit = pin!(self.pursue(&record));
-        if let Ok(pursued) = timeout(self.terms.complete_wait, pursuit.as_mut()).await {
+        if let Some(pursued) = within(self.terms.complete_wait, pursuit.as_mut()).await {
             self.end(pursued, &record, as_of);
             tell(pursued).await;
             return pursued;
@@ -105,11 +105,11 @@ impl Run {
         // Taken first: a renewal that crosses the release is told that it lost, and would step down.
         let lead = self.take_lead();
         let mut release = pin!(self.lease.release(remember));
-        let released = timeout(self.lease.ledger().call_timeout(), release.as_mut()).await;
+        let released = within(self.lease.ledger().call_timeout(), release.as_mut()).await;
         if let Some(reply) = reply {
             client.reply(reply);
         }
-        if released.is_err() {
+        if released.is_none() {
             release.await;
         }
         // Whoever takes over needs a place.

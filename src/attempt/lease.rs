@@ -114,8 +114,8 @@ impl Lease {
         let mut lease = Self { ledger, key, claim, renew_at: started, adrift, previous: None };
         let mut backoff = Backoff::new();
         let mut sending = 1;
+        let mut left = timeout;
         let claimed = loop {
-            let left = budget.saturating_sub(started.elapsed()).min(timeout);
             let error = match bounded_by(left, lease.ledger.store().claim(&lease.key, &lease.claim)).await {
                 Ok(claimed) => break Ok(claimed),
                 Err(error) => error,
@@ -130,6 +130,7 @@ impl Lease {
             }
             sleep(pause).await;
             sending += 1;
+            left = budget.saturating_sub(started.elapsed()).min(timeout);
         };
         // An earlier sending may still be on its way, whatever came of this one.
         let is_first = sending == 1;
@@ -164,10 +165,9 @@ impl Lease {
         Keys { current: self.key, previous: self.previous.as_ref().map(|previous| previous.key) }
     }
 
-    /// Whether it is to be renewed within that time.
-    pub(crate) fn is_due_within(&self, time: Duration) -> bool {
-        let is_due = self.renew_at <= Instant::now() + time;
-        is_due || self.previous.as_ref().is_some_and(|previous| previous.is_due_within(time))
+    /// Whether it is to be renewed by then.
+    pub(crate) fn is_due_by(&self, then: Instant) -> bool {
+        self.renew_at <= then || self.previous.as_ref().is_some_and(|previous| previous.is_due_by(then))
     }
 
     pub(crate) fn claim(&self) -> &Claim {

@@ -12,7 +12,7 @@ use std::any::Any;
 use std::future::poll_fn;
 use std::mem;
 use std::panic::{AssertUnwindSafe, resume_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use futures_util::FutureExt as _;
 use http::{HeaderMap, Request, Response, response};
 use http_body::Body;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tower::{BoxError, Service};
 
 use self::attended::Attended;
@@ -39,12 +39,13 @@ use crate::rejection::Rejection;
 use crate::sync::{AbortHandle, Mutex, Runtime, lock};
 use crate::telemetry::{Executed, Report, RunTimer};
 use crate::terms::{Terms, Verdict};
+use crate::within::within;
 
 /// An attempt, with all that it holds until it ends.
 pub(crate) struct Run {
     terms: Terms,
     lease: Lease,
-    overdue: Instant,
+    started: Instant,
     // Dropped before the lead, since whoever takes that needs a place.
     ticket: Mutex<Ticket>,
     /// Until the attempt has lost, is overdue, or has ended.
@@ -106,7 +107,7 @@ impl Run {
         lead.running(lease.claim().fingerprint);
         Self {
             handle: Attempt::new(lease.ledger().clone(), lease.keys(), lease.number()),
-            overdue: Instant::now() + terms.max_attempt,
+            started: Instant::now(),
             terms,
             lease,
             lead: Mutex::new(Some(lead)),
@@ -220,10 +221,10 @@ impl Run {
         R: Body<Data = Bytes>,
         R::Error: Into<BoxError>,
     {
-        match timeout(self.terms.ready_timeout, poll_fn(|cx| inner.poll_ready(cx))).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Ran::NeverReady(error),
-            Err(_) => return Ran::NotReady,
+        match within(self.terms.ready_timeout, poll_fn(|cx| inner.poll_ready(cx))).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return Ran::NeverReady(error),
+            None => return Ran::NotReady,
         }
         self.lease.begin();
         let _timer = RunTimer::start(self.terms.contract);
@@ -244,10 +245,11 @@ impl Run {
             return Ran::Endless(head, body);
         }
         let mut collector = Collector::new(body, self.terms.max_kept_body);
-        match timeout(self.terms.kept_body_timeout, collector.fill()).await {
+        let filled = within(self.terms.kept_body_timeout, pin!(collector.fill())).await;
+        match filled {
             // The handler may have said so from inside its body.
-            Ok(Ok(Filled::Whole)) if self.handle.steering().already_applied => Ran::AlreadyApplied(head),
-            Ok(Ok(Filled::Whole)) => {
+            Some(Ok(Filled::Whole)) if self.handle.steering().already_applied => Ran::AlreadyApplied(head),
+            Some(Ok(Filled::Whole)) => {
                 let (data, trailers, _) = collector.into_parts();
                 if !self.terms.keeps(&head, trailers.as_ref()) {
                     let remember = self.terms.remembers(&head, trailers.as_ref());
@@ -255,17 +257,17 @@ impl Run {
                 }
                 Ran::Whole(head, data, trailers)
             }
-            Ok(Ok(Filled::OverCap)) | Err(_) => {
+            Some(Ok(Filled::OverCap)) | None => {
                 let (data, _, rest) = collector.into_parts();
                 Ran::Streaming(head, data, rest)
             }
-            Ok(Err(error)) => Ran::BodyFailed(head, collector.into_parts().0, error.into()),
+            Some(Err(error)) => Ran::BodyFailed(head, collector.into_parts().0, error.into()),
         }
     }
 
     /// Renews the lease until it is lost, and says so. From the time an attempt is overdue it only watches.
     async fn keep(self: Arc<Self>) {
-        let kept = AssertUnwindSafe(self.lease.keep(self.overdue)).catch_unwind().await;
+        let kept = AssertUnwindSafe(self.lease.keep(self.overdue())).catch_unwind().await;
         // A store that panics says nothing of the claim, but nobody else is left to make way.
         let Ok(ended) = kept else { return self.step_down() };
         if let Ended::Overdue = ended {
@@ -280,9 +282,13 @@ impl Run {
         self.step_down();
     }
 
-    /// Whether within that time the lease is to be renewed, or the attempt is overdue.
-    fn is_due_within(&self, time: Duration) -> bool {
-        self.lease.is_due_within(time) || self.overdue <= Instant::now() + time
+    fn overdue(&self) -> Instant {
+        self.started + self.terms.max_attempt
+    }
+
+    /// Whether by then the lease is to be renewed, or the attempt is overdue.
+    fn is_due_by(&self, then: Instant) -> bool {
+        self.lease.is_due_by(then) || self.overdue() <= then
     }
 
     /// Has the lease renewed in a task of its own: a handler that blocks its thread must not lose its lease by that.

@@ -38,8 +38,8 @@ impl Run {
         let (sender, pieces) = mpsc::channel(1);
         client.reply(Reply::Response(unstored(told(head, ResponseBody::piped(pieces, left)))));
 
-        let over = self.overdue + self.terms.kept_body_timeout;
-        let mut pipe = Pipe { client: Some(sender), patient_until: self.overdue, over };
+        let over = self.overdue() + self.terms.kept_body_timeout;
+        let mut pipe = Pipe { client: Some(sender), patient_until: self.overdue(), over };
         let pumped = AssertUnwindSafe(self.pump(&mut pipe, data, rest, left)).catch_unwind().await;
         // A client that is slow to take the end does not hold the key.
         match pumped {

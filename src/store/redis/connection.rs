@@ -191,6 +191,11 @@ impl State {
     /// What there is for a domain without connecting: a connection, or the failure of the last attempt to make one.
     fn at_hand(&mut self, domain: usize, is_cluster: bool) -> Option<Result<Connection, RedisError>> {
         let is_good = |connection: &Connection| connection.verdict(domain) == Verdict::Good;
+        if let (Some(current), None) = (&self.current, &self.candidate)
+            && is_good(current)
+        {
+            return Some(Ok(current.clone()));
+        }
         if !is_cluster {
             self.current.take_if(|current| !is_good(current));
         }
