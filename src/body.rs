@@ -56,7 +56,7 @@ pub(crate) struct Failed(Arc<AtomicBool>);
 #[derive(Default)]
 struct Buffered {
     data: Option<Bytes>,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Box<HeaderMap>>,
 }
 
 pin_project! {
@@ -101,7 +101,7 @@ impl<B> RequestBody<B> {
         Self { failed: Some(failed), ..Self::untouched(body) }
     }
 
-    pub(crate) fn buffered(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+    pub(crate) fn buffered(data: Bytes, trailers: Option<Box<HeaderMap>>) -> Self {
         Self { buffered: Buffered { data: Some(data), trailers }, rest: None, started: None, failed: None }
     }
 
@@ -165,7 +165,7 @@ impl<R> ResponseBody<R> {
         Self { kind: ResponseKind::Inner { body } }
     }
 
-    pub(crate) fn buffered(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+    pub(crate) fn buffered(data: Bytes, trailers: Option<Box<HeaderMap>>) -> Self {
         Self { kind: ResponseKind::Buffered { buffered: Buffered { data: Some(data), trailers } } }
     }
 
@@ -240,7 +240,7 @@ where
 impl Buffered {
     fn next(&mut self) -> Option<Frame<Bytes>> {
         let data = self.data.take().filter(|data| !data.is_empty()).map(Frame::data);
-        data.or_else(|| self.trailers.take().map(Frame::trailers))
+        data.or_else(|| self.trailers.take().map(|trailers| Frame::trailers(*trailers)))
     }
 
     fn len(&self) -> u64 {

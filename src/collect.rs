@@ -17,7 +17,7 @@ const MAX_RESERVED: usize = 256 << 10;
 pub(crate) struct Collector<B> {
     body: Pin<Box<B>>,
     data: Data,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Box<HeaderMap>>,
     cap: usize,
 }
 
@@ -54,7 +54,7 @@ impl<B: Body<Data = Bytes>> Collector<B> {
                 Ok(data) => self.push(data),
                 // Nothing follows trailers, even where the body is slow to say so.
                 Err(frame) => {
-                    self.trailers = frame.into_trailers().ok();
+                    self.trailers = frame.into_trailers().ok().map(Box::new);
                     return Ok(Filled::Whole);
                 }
             }
@@ -105,7 +105,7 @@ impl<B: Body<Data = Bytes>> Collector<B> {
     }
 
     /// What has been collected, and what has not been read.
-    pub(crate) fn into_parts(self) -> (Bytes, Option<HeaderMap>, Pin<Box<B>>) {
+    pub(crate) fn into_parts(self) -> (Bytes, Option<Box<HeaderMap>>, Pin<Box<B>>) {
         let data = match self.data {
             Data::One(one) => one,
             Data::Many(mut many) => {
@@ -157,7 +157,7 @@ mod tests {
         let mut collector = Collector::new(body, 4);
         assert_eq!(collector.fill().await, Ok(Filled::Whole));
         let (bytes, found, _) = collector.into_parts();
-        assert_eq!((&bytes[..], found), (&b"abcd"[..], Some(trailers)));
+        assert_eq!((&bytes[..], found), (&b"abcd"[..], Some(Box::new(trailers))));
     }
 
     #[tokio::test]

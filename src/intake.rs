@@ -42,7 +42,7 @@ pub(crate) struct Keyed<B> {
 enum Buffered<B> {
     PassThrough(RequestBody<B>),
     Refuse(Rejection),
-    Whole(Bytes, Option<HeaderMap>),
+    Whole(Bytes, Option<Box<HeaderMap>>),
 }
 
 /// Finds the key, and buffers the body unless there is nothing to protect.

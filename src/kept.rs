@@ -235,7 +235,7 @@ impl Kept {
                 }
             }
         }
-        let mut response = Response::new(ResponseBody::buffered(body, trailers));
+        let mut response = Response::new(ResponseBody::buffered(body, trailers.map(Box::new)));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         response

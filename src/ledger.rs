@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use tokio_util::task::task_tracker::{TaskTracker, TaskTrackerToken};
 
 use crate::alarms::Alarms;
@@ -260,8 +261,11 @@ impl Ledger {
     }
 
     /// A call of the store, with a deadline around it.
-    pub(crate) async fn bounded<T>(&self, call: StoreFuture<'_, T>) -> Result<T, StoreError> {
-        bounded_by(self.call_timeout(), call).await
+    pub(crate) fn bounded<'a, T>(
+        &self,
+        call: StoreFuture<'a, T>,
+    ) -> impl Future<Output = Result<T, StoreError>> + use<'a, T> {
+        bounded_by(self.call_timeout(), call)
     }
 
     pub(crate) fn breaker(&self) -> &Breaker {
@@ -318,8 +322,11 @@ impl Ledger {
     }
 }
 
-pub(crate) async fn bounded_by<T>(timeout: Duration, call: StoreFuture<'_, T>) -> Result<T, StoreError> {
-    within(timeout, call).await.unwrap_or_else(|| Err(StoreError::unknown(TimedOut)))
+pub(crate) fn bounded_by<'a, T>(
+    timeout: Duration,
+    call: StoreFuture<'a, T>,
+) -> impl Future<Output = Result<T, StoreError>> + use<'a, T> {
+    within(timeout, call).map(|answer| answer.unwrap_or_else(|| Err(StoreError::unknown(TimedOut))))
 }
 
 impl fmt::Debug for Ledger {

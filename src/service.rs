@@ -21,9 +21,11 @@ use tokio::time::Instant;
 use tower::{BoxError, Service};
 
 use crate::attempt::{Asked, Attempt, Lease, Run};
-use crate::body::{RequestBody, ResponseBody};
+use crate::body::{Failed, RequestBody, ResponseBody};
+use crate::fingerprint::Fingerprint;
 use crate::flight::{Landing, Lead, Seat, Turn};
 use crate::intake::{Intake, Keyed, take_in};
+use crate::key::Keys;
 use crate::layer::IdempotencyLayer;
 use crate::ledger::{Known, Ledger};
 use crate::near::AtHand;
@@ -50,6 +52,17 @@ struct Delivery<S> {
     inner: S,
     ledger: Ledger,
     terms: Terms,
+}
+
+/// What may run under a claim, once.
+struct Event<B> {
+    head: request::Parts,
+    body: RequestBody<B>,
+    failed: Failed,
+    keys: Keys,
+    fingerprint: Option<Fingerprint>,
+    /// Until when it waits for others of its key.
+    patience: Instant,
 }
 
 /// The response of an [`Idempotency`] service.
@@ -105,7 +118,8 @@ where
 }
 
 impl<S> Delivery<S> {
-    async fn run<B, R>(self, head: request::Parts, body: B) -> Answer<R, S::Error>
+    /// From the request to its key, and on to what is known of that in this process.
+    fn run<B, R>(self, head: request::Parts, body: B) -> impl Future<Output = Answer<R, S::Error>>
     where
         S: Service<Request<RequestBody<B>>, Response = Response<R>> + Send + 'static,
         S::Error: Send + 'static,
@@ -114,112 +128,128 @@ impl<S> Delivery<S> {
         R: Body<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        let received = Instant::now();
-        let mut report = Report::open(self.terms.contract);
-        if !self.terms.applies(&head) {
-            if self.terms.overlooks(&head) {
-                self.terms.warn_once(PassedThrough::NotApplicable);
-            }
-            let outcome = Outcome::PassedThrough(PassedThrough::NotApplicable);
-            return Box::pin(self.run_unprotected(head, RequestBody::untouched(body), outcome, report)).await;
-        }
-        let Keyed { parts, fingerprint, body, failed } = match take_in(&self.terms, &head, body, &mut report).await {
-            Intake::Keyed(keyed) => keyed,
-            Intake::PassThrough(body, why) => {
-                return Box::pin(self.run_unprotected(head, body, Outcome::PassedThrough(why), report)).await;
-            }
-            Intake::Refuse(refusal) => return Ok(self.refuse(refusal, report)),
-        };
-        let keys = match self.terms.stored_keys(&head, &parts) {
-            Ok(keys) => keys,
-            Err(error) => {
-                report.cause(&*error);
-                return Ok(self.refuse(Rejection::ScopeUnknown, report));
-            }
-        };
-        // Who waits holds no more than it needs to run.
-        drop(parts);
-        let key = keys.current;
-        if head.extensions.get::<Attempt>().is_some_and(|outer| outer.is_under(&self.ledger, keys)) {
-            // The same rule once more, inside of itself: waiting for the attempt it is part of would never end.
-            let outcome = Outcome::PassedThrough(PassedThrough::NotApplicable);
-            return Box::pin(self.run_unprotected(head, body, outcome, report)).await;
-        }
-        report.key(key);
-        if let Some(AtHand { fingerprint: first, record }) = self.ledger.near().get(&key) {
-            return Ok(match fingerprint != first {
-                true if self.terms.refuses_other() => self.refuse(Rejection::KeyReused, report),
-                other_payload => self.replay(&record, other_payload, report),
-            });
-        }
-        let mut seat = Seat::take(&self.ledger, key, fingerprint, self.terms.refuses_other());
-        let patience = self.terms.patient_until(&head, received);
-        loop {
-            let turn = seat.turn(patience, &mut report).await;
-            report.goes_on();
-            let mut lead = match turn {
-                Turn::Lead(lead) => lead,
-                Turn::Landed(Landing::Done { fingerprint: first, record }) => {
-                    return Ok(self.replay(&record, seat.differs_from(first), report));
+        async move {
+            let received = Instant::now();
+            let mut report = Report::open(self.terms.contract);
+            if !self.terms.applies(&head) {
+                if self.terms.overlooks(&head) {
+                    self.terms.warn_once(PassedThrough::NotApplicable);
                 }
-                Turn::Landed(Landing::Failed) => return Ok(self.refuse(Rejection::AttemptFailed, report)),
-                Turn::Landed(Landing::StoreUnavailable) => {
-                    // It waits no longer, however long it runs.
-                    drop(seat);
-                    return Box::pin(self.without_store(head, body, report)).await;
+                let outcome = Outcome::PassedThrough(PassedThrough::NotApplicable);
+                return Box::pin(self.run_unprotected(head, RequestBody::untouched(body), outcome, report)).await;
+            }
+            let Keyed { parts, fingerprint, body, failed } = match take_in(&self.terms, &head, body, &mut report).await
+            {
+                Intake::Keyed(keyed) => keyed,
+                Intake::PassThrough(body, why) => {
+                    return Box::pin(self.run_unprotected(head, body, Outcome::PassedThrough(why), report)).await;
                 }
-                // It was seen, so not even a bypass may run it.
-                Turn::Landed(Landing::Unreadable) => return Ok(self.refuse(Rejection::StoreUnavailable, report)),
-                Turn::Mismatch => return Ok(self.refuse(Rejection::KeyReused, report)),
-                Turn::OutOfPatience(lease_until) => {
-                    report.close(Outcome::Refused(Rejection::Running));
-                    return Ok(self.terms.refuse_until(Rejection::Running, self.terms.free_at(lease_until)));
-                }
-                Turn::Full => return Ok(self.refuse(Rejection::Overloaded, report)),
+                Intake::Refuse(refusal) => return Ok(self.refuse(refusal, report)),
             };
-            let Some(ticket) = self.ledger.attempt() else {
-                let known = self.ledger.known(keys).await;
-                match self.without_place(known, lead, &seat, report) {
-                    ControlFlow::Continue(goes_on) => report = goes_on,
-                    ControlFlow::Break(answer) => return Ok(answer),
-                }
-                continue;
-            };
-            let claim = self.terms.claim(fingerprint);
-            let as_of = self.ledger.near().as_of();
-            let timer = Timer::start();
-            let asked = Lease::ask(&self.ledger, keys, &claim).await;
-            telemetry::asked(self.terms.contract, timer, &asked);
-            match asked {
-                Ok(Asked::Acquired(lease)) => {
-                    drop(seat);
-                    lead.running_here();
-                    let run = Run::new(self.terms, lease, lead, failed, ticket);
-                    return run.start(self.inner, Request::from_parts(head, body), report).await;
-                }
-                Ok(Asked::Done { fingerprint: first, record }) => {
-                    // While secrets rotate it may be known under the other key alone, and be forgotten under that.
-                    if keys.previous.is_none() {
-                        self.ledger.near().put(as_of, key, first, &record, MAX_DURATION);
-                    }
-                    lead.land(Landing::Done { fingerprint: first, record: record.clone() });
-                    return Ok(self.replay(&record, seat.differs_from(first), report));
-                }
-                Ok(Asked::Running { fingerprint: first, lease_left }) => lead.running_elsewhere(first, lease_left),
-                Ok(Asked::Mismatch) => return Ok(self.refuse(Rejection::KeyReused, report)),
-                Err(error) if error.is_unreadable() => {
-                    report.cause(&error);
-                    lead.land(Landing::Unreadable);
-                    return Ok(self.refuse(Rejection::StoreUnavailable, report));
-                }
+            let keys = match self.terms.stored_keys(&head, &parts) {
+                Ok(keys) => keys,
                 Err(error) => {
-                    report.cause(&error);
-                    lead.land(Landing::StoreUnavailable);
-                    // What runs unprotected neither waits nor counts as an attempt.
-                    drop((seat, ticket));
-                    return Box::pin(self.without_store(head, body, report)).await;
+                    report.cause(&*error);
+                    return Ok(self.refuse(Rejection::ScopeUnknown, report));
                 }
+            };
+            // Who waits holds no more than it needs to run.
+            drop(parts);
+            let key = keys.current;
+            if head.extensions.get::<Attempt>().is_some_and(|outer| outer.is_under(&self.ledger, keys)) {
+                // The same rule once more, inside of itself: waiting for the attempt it is part of would never end.
+                let outcome = Outcome::PassedThrough(PassedThrough::NotApplicable);
+                return Box::pin(self.run_unprotected(head, body, outcome, report)).await;
             }
+            report.key(key);
+            if let Some(AtHand { fingerprint: first, record }) = self.ledger.near().get(&key) {
+                return Ok(match fingerprint != first {
+                    true if self.terms.refuses_other() => self.refuse(Rejection::KeyReused, report),
+                    other_payload => self.replay(&record, other_payload, report),
+                });
+            }
+            let patience = self.terms.patient_until(&head, received);
+            let event = Event { head, body, failed, keys, fingerprint, patience };
+            // In a box of its own: both steps together would take more than an allocator has at hand.
+            Box::pin(self.claim(event, report)).await
+        }
+    }
+
+    /// From the claim to the answer.
+    fn claim<B, R>(self, event: Event<B>, mut report: Report) -> impl Future<Output = Answer<R, S::Error>>
+    where
+        S: Service<Request<RequestBody<B>>, Response = Response<R>> + Send + 'static,
+        S::Error: Send + 'static,
+        S::Future: Send + 'static,
+        B: Send + 'static,
+        R: Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        async move {
+            let mut seat = Seat::take(&self.ledger, event.keys.current, event.fingerprint, self.terms.refuses_other());
+            let claimed = loop {
+                let mut lead = match seat.turn(event.patience, &mut report).await {
+                    Turn::Lead(lead) => lead,
+                    Turn::Landed(Landing::Done { fingerprint: first, record }) => {
+                        return Ok(self.replay(&record, seat.differs_from(first), report));
+                    }
+                    Turn::Landed(Landing::Failed) => return Ok(self.refuse(Rejection::AttemptFailed, report)),
+                    Turn::Landed(Landing::StoreUnavailable) => break None,
+                    // It was seen, so not even a bypass may run it.
+                    Turn::Landed(Landing::Unreadable) => return Ok(self.refuse(Rejection::StoreUnavailable, report)),
+                    Turn::Mismatch => return Ok(self.refuse(Rejection::KeyReused, report)),
+                    Turn::OutOfPatience(lease_until) => {
+                        report.close(Outcome::Refused(Rejection::Running));
+                        return Ok(self.terms.refuse_until(Rejection::Running, self.terms.free_at(lease_until)));
+                    }
+                    Turn::Full => return Ok(self.refuse(Rejection::Overloaded, report)),
+                };
+                let Some(ticket) = self.ledger.attempt() else {
+                    let known = Box::pin(self.ledger.known(event.keys)).await;
+                    match self.without_place(known, lead, &seat, report) {
+                        ControlFlow::Continue(goes_on) => report = goes_on,
+                        ControlFlow::Break(answer) => return Ok(answer),
+                    }
+                    continue;
+                };
+                let as_of = self.ledger.near().as_of();
+                let timer = Timer::start();
+                let asked = Box::pin(Lease::ask(&self.ledger, event.keys, self.terms.claim(event.fingerprint))).await;
+                telemetry::asked(self.terms.contract, timer, &asked);
+                match asked {
+                    Ok(Asked::Acquired(lease)) => {
+                        lead.running_here();
+                        break Some((lease, lead, ticket));
+                    }
+                    Ok(Asked::Done { fingerprint: first, record }) => {
+                        // While secrets rotate it may be known under the other key alone, and be forgotten under that.
+                        if event.keys.previous.is_none() {
+                            self.ledger.near().put(as_of, event.keys.current, first, &record, MAX_DURATION);
+                        }
+                        lead.land(Landing::Done { fingerprint: first, record: record.clone() });
+                        return Ok(self.replay(&record, seat.differs_from(first), report));
+                    }
+                    Ok(Asked::Running { fingerprint: first, lease_left }) => lead.running_elsewhere(first, lease_left),
+                    Ok(Asked::Mismatch) => return Ok(self.refuse(Rejection::KeyReused, report)),
+                    Err(error) if error.is_unreadable() => {
+                        report.cause(&error);
+                        lead.land(Landing::Unreadable);
+                        return Ok(self.refuse(Rejection::StoreUnavailable, report));
+                    }
+                    Err(error) => {
+                        report.cause(&error);
+                        lead.land(Landing::StoreUnavailable);
+                        break None;
+                    }
+                }
+            };
+            // From here on it waits for nobody, however long it runs.
+            drop(seat);
+            let Some((lease, lead, ticket)) = claimed else {
+                return Box::pin(self.without_store(event.head, event.body, report)).await;
+            };
+            let run = Run::new(self.terms.clone(), lease, lead, event.failed, ticket);
+            run.start(&self.terms, self.inner, Request::from_parts(event.head, event.body), report).await
         }
     }
 

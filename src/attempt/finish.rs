@@ -1,6 +1,6 @@
 //! What becomes of an outcome: it is stored, then told; or the key is given back.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -24,26 +24,28 @@ use crate::within::within;
 
 impl Run {
     /// Stores the outcome, then answers.
-    pub(super) async fn complete<R, E>(
+    pub(super) fn complete<R, E>(
         &self,
-        record: Record,
+        record: Bytes,
         response: Told<R>,
         mut client: Client<R, E>,
         executed: Executed,
-    ) {
-        if self.is_withdrawn() {
-            let reply = Reply::Response(unstored(response));
-            return Box::pin(self.release(self.terms.lease, Some(reply), client, Executed::Released)).await;
-        }
-        let tell = async |pursued| {
-            client.reply(Reply::Response(match pursued {
-                Pursued::Held => response,
-                Pursued::Lost => Box::pin(self.of_the_winner(response)).await,
-                Pursued::Unanswered => unstored(response),
-            }));
-        };
-        let pursued = self.settle(record.encode(), tell).await;
-        client.close(executed, pursued);
+    ) -> Pin<Box<impl Future<Output = ()>>> {
+        Box::pin(async move {
+            if self.is_withdrawn() {
+                let reply = Reply::Response(unstored(response));
+                return Box::pin(self.release(self.terms.lease, Some(reply), client, Executed::Released)).await;
+            }
+            let tell = async |pursued| {
+                client.reply(Reply::Response(match pursued {
+                    Pursued::Held => response,
+                    Pursued::Lost => Box::pin(self.of_the_winner(response)).await,
+                    Pursued::Unanswered => unstored(response),
+                }));
+            };
+            let pursued = self.settle(record, tell).await;
+            client.close(executed, pursued);
+        })
     }
 
     /// Pursues the completion. Tells what came of it, at the latest when the response may wait no longer.
@@ -81,12 +83,11 @@ impl Run {
 
     /// Completes the claim. Who was told that it lost does not complete any more.
     async fn pursue(&self, record: &Bytes) -> Pursued {
-        let retention = self.retention();
         let timer = Timer::start();
         let pursued = tokio::select! {
             biased;
             () = self.handle.lost() => Pursued::Lost,
-            pursued = self.lease.complete(record, retention, self.terms.complete_ceiling) => pursued,
+            pursued = self.lease.complete(record, self.retention(), self.terms.complete_ceiling) => pursued,
         };
         telemetry::pursued(self.terms.contract, timer, pursued);
         pursued

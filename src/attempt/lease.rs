@@ -67,15 +67,15 @@ pub(crate) enum Pursued {
 
 impl Lease {
     /// Asks for the claim, for each key up to three times and within 1.6 times the store's timeout.
-    pub(crate) async fn ask(ledger: &Ledger, keys: Keys, claim: &Claim) -> Result<Asked, StoreError> {
+    pub(crate) async fn ask(ledger: &Ledger, keys: Keys, claim: Claim) -> Result<Asked, StoreError> {
         match keys.previous {
             None => Self::ask_for(ledger, keys.current, claim).await,
             Some(previous) => Box::pin(Self::ask_for_both(ledger, keys.current, previous, claim)).await,
         }
     }
 
-    async fn ask_for_both(ledger: &Ledger, key: Key, previous: Key, claim: &Claim) -> Result<Asked, StoreError> {
-        let previous = match Self::ask_for(ledger, previous, claim).await? {
+    async fn ask_for_both(ledger: &Ledger, key: Key, previous: Key, claim: Claim) -> Result<Asked, StoreError> {
+        let previous = match Self::ask_for(ledger, previous, claim.clone()).await? {
             Asked::Acquired(previous) => previous,
             answer => return Ok(answer),
         };
@@ -99,18 +99,18 @@ impl Lease {
         }
     }
 
-    async fn ask_for(ledger: &Ledger, key: Key, claim: &Claim) -> Result<Asked, StoreError> {
+    async fn ask_for(ledger: &Ledger, key: Key, claim: Claim) -> Result<Asked, StoreError> {
         let trial = ledger.breaker().admit(ledger.store().failure_domain(&key), key)?;
         let asked = Self::send(ledger, key, claim).await;
         trial.ended(&asked);
         asked
     }
 
-    async fn send(ledger: &Ledger, key: Key, claim: &Claim) -> Result<Asked, StoreError> {
+    async fn send(ledger: &Ledger, key: Key, claim: Claim) -> Result<Asked, StoreError> {
         let timeout = ledger.call_timeout();
         let started = Instant::now();
         let budget = timeout * 8 / 5;
-        let (ledger, claim, adrift) = (ledger.clone(), claim.clone(), AtomicBool::new(true));
+        let (ledger, adrift) = (ledger.clone(), AtomicBool::new(true));
         let mut lease = Self { ledger, key, claim, renew_at: started, adrift, previous: None };
         let mut backoff = Backoff::new();
         let mut sending = 1;
@@ -128,7 +128,7 @@ impl Lease {
             if sending == MAX_SENDINGS || started.elapsed() + pause >= budget {
                 return Err(error);
             }
-            sleep(pause).await;
+            Box::pin(sleep(pause)).await;
             sending += 1;
             left = budget.saturating_sub(started.elapsed()).min(timeout);
         };
@@ -233,33 +233,38 @@ impl Lease {
 
     /// Completes the claim, again and again up to the ceiling.
     pub(crate) async fn complete(&self, record: &Bytes, retention: Duration, ceiling: Duration) -> Pursued {
-        let complete = async |lease: &Self| {
-            let claim = Claim { retention, ..lease.claim.clone() };
-            let complete = || lease.ledger.store().complete(&lease.key, &claim, record.clone());
-            lease.pursue("complete", ceiling, complete).await
-        };
+        let current = self.complete_one(record, retention, ceiling);
         match &self.previous {
-            None => complete(self).await,
+            None => current.await,
             Some(previous) => {
-                let (pursued, previously) = Box::pin(join(complete(self), complete(previous))).await;
+                let previous = previous.complete_one(record, retention, ceiling);
+                let (pursued, previously) = Box::pin(join(current, previous)).await;
                 pursued.and(previously)
             }
         }
     }
 
+    async fn complete_one(&self, record: &Bytes, retention: Duration, ceiling: Duration) -> Pursued {
+        let claim = Claim { retention, ..self.claim.clone() };
+        let complete = || self.ledger.store().complete(&self.key, &claim, record.clone());
+        self.pursue("complete", ceiling, complete).await
+    }
+
     /// Gives the claim back, again and again as long as it could be alive.
     pub(crate) async fn release(&self, remember: Duration) -> Pursued {
-        let release = async |lease: &Self| {
-            let release = || lease.ledger.store().release(&lease.key, &lease.claim, remember);
-            lease.pursue("release", lease.claim.lease, release).await
-        };
+        let current = self.release_one(remember);
         match &self.previous {
-            None => release(self).await,
+            None => current.await,
             Some(previous) => {
-                let (pursued, previously) = Box::pin(join(release(self), release(previous))).await;
+                let (pursued, previously) = Box::pin(join(current, previous.release_one(remember))).await;
                 pursued.and(previously)
             }
         }
+    }
+
+    fn release_one(&self, remember: Duration) -> impl Future<Output = Pursued> {
+        let release = move || self.ledger.store().release(&self.key, &self.claim, remember);
+        self.pursue("release", self.claim.lease, release)
     }
 
     async fn pursue<'a>(
@@ -280,7 +285,7 @@ impl Lease {
             if Instant::now() + pause >= deadline {
                 return Pursued::Unanswered;
             }
-            sleep(pause).await;
+            Box::pin(sleep(pause)).await;
         }
     }
 

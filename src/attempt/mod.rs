@@ -97,7 +97,7 @@ enum Ran<R, E> {
     Streaming(response::Parts, Bytes, Pin<Box<R>>),
     /// What came of it is not one that is kept. With for how long it is remembered as an attempt.
     Unkept(Duration, Told<R>),
-    Whole(response::Parts, Bytes, Option<HeaderMap>),
+    Whole(response::Parts, Bytes, Option<Box<HeaderMap>>),
 }
 
 // === impl Run ===
@@ -120,6 +120,7 @@ impl Run {
     /// Runs, and waits for what it answers. Who stops waiting stops nothing.
     pub(crate) fn start<S, B, R>(
         self,
+        terms: &Terms,
         inner: S,
         mut request: Request<RequestBody<B>>,
         mut report: Report,
@@ -137,7 +138,6 @@ impl Run {
         request.extensions_mut().insert(self.handle.clone().inside(outer));
         let (reply, replied) = oneshot::channel();
         let client = Client { reply: Some(reply), report };
-        let terms = self.terms.clone();
         let run = Arc::new(self);
         let attempt = Box::pin(Arc::clone(&run).run(inner, request, client));
         let attended = Attended::new(&run, attempt, replied);
@@ -154,114 +154,136 @@ impl Run {
         }
     }
 
-    async fn run<S, B, R>(self: Arc<Self>, inner: S, request: Request<RequestBody<B>>, client: Client<R, S::Error>)
+    fn run<S, B, R>(
+        self: Arc<Self>,
+        inner: S,
+        request: Request<RequestBody<B>>,
+        client: Client<R, S::Error>,
+    ) -> impl Future<Output = ()>
     where
         S: Service<Request<RequestBody<B>>, Response = Response<R>>,
         R: Body<Data = Bytes>,
         R::Error: Into<BoxError>,
     {
-        let _under_way = UnderWay(&self);
-        let ran = AssertUnwindSafe(self.call(inner, request)).catch_unwind().await;
-        // What most attempts do not come to is boxed, or each of them would be as large as all that could come of it.
-        match ran {
-            Err(panic) => self.fail(Reply::Panic(panic), client, Executed::Panicked).await,
-            Ok(Ran::Error(error)) => self.fail(Reply::Error(error), client, Executed::Error).await,
-            // The lease is still adrift: given up without having run, it is not counted.
-            Ok(Ran::NotReady) => {
-                self.give_up();
-                client.refuse(&self.terms, Rejection::InnerNotReady);
-            }
-            Ok(Ran::NeverReady(error)) => {
-                self.give_up();
-                client.fail(error);
-            }
-            Ok(Ran::Unkept(remember, mut response)) => {
-                if self.handle.steering().dont_keep {
-                    response = unstored(response);
+        // Each step has a box of its own: together they would take more than an allocator has at hand, and one has ended when the
+        // next begins.
+        let call = Box::pin(Arc::clone(&self).call(inner, request));
+        async move {
+            let _under_way = UnderWay(&self);
+            let ran = AssertUnwindSafe(call).catch_unwind().await;
+            match ran {
+                Err(panic) => self.fail(Reply::Panic(panic), client, Executed::Panicked).await,
+                Ok(Ran::Error(error)) => self.fail(Reply::Error(error), client, Executed::Error).await,
+                // The lease is still adrift: given up without having run, it is not counted.
+                Ok(Ran::NotReady) => {
+                    self.give_up();
+                    client.refuse(&self.terms, Rejection::InnerNotReady);
                 }
-                Box::pin(self.release(remember, Some(Reply::Response(response)), client, Executed::Released)).await;
-            }
-            Ok(Ran::BodyFailed(head, data, error)) => {
-                let reply = Reply::Response(told(head, ResponseBody::broken_off(data, error)));
-                self.fail(reply, client, Executed::FailedBody).await;
-            }
-            Ok(Ran::Streaming(head, data, rest)) => Box::pin(self.stream(head, data, rest, client)).await,
-            Ok(Ran::Whole(mut head, body, trailers)) => {
-                self.announce_expiry(&mut head);
-                let record = self.terms.record(&head, body.clone(), trailers.clone());
-                let response = told(head, ResponseBody::buffered(body, trailers));
-                let (response, executed) = match &record.content {
-                    Content::Kept { .. } => (response, Executed::Kept),
-                    Content::Tombstone => (unstored(response), Executed::Tombstone),
-                };
-                self.complete(record, response, client, executed).await;
-            }
-            Ok(Ran::AlreadyApplied(head)) => {
-                let record = self.terms.tombstone(&self.terms.applied(head), None);
-                let response = self.terms.replay(record.clone()).unwrap_or_else(|refusal| self.terms.refuse(refusal));
-                Box::pin(self.complete(record, Box::new(response), client, Executed::AlreadyApplied)).await;
-            }
-            Ok(Ran::Endless(head, body)) => {
-                let record = self.terms.tombstone(&head, None);
-                let response = unstored(told(head, ResponseBody::inner(body)));
-                Box::pin(self.complete(record, response, client, Executed::Tombstone)).await;
+                Ok(Ran::NeverReady(error)) => {
+                    self.give_up();
+                    client.fail(error);
+                }
+                Ok(Ran::Unkept(remember, mut response)) => {
+                    if self.handle.steering().dont_keep {
+                        response = unstored(response);
+                    }
+                    let reply = Reply::Response(response);
+                    Box::pin(self.release(remember, Some(reply), client, Executed::Released)).await;
+                }
+                Ok(Ran::BodyFailed(head, data, error)) => {
+                    let reply = Reply::Response(told(head, ResponseBody::broken_off(data, error)));
+                    self.fail(reply, client, Executed::FailedBody).await;
+                }
+                Ok(Ran::Streaming(head, data, rest)) => Box::pin(self.stream(head, data, rest, client)).await,
+                Ok(Ran::Whole(mut head, body, trailers)) => {
+                    self.announce_expiry(&mut head);
+                    let record = self.terms.record(&head, body.clone(), trailers.as_deref().cloned());
+                    let response = told(head, ResponseBody::buffered(body, trailers));
+                    let (response, executed) = match &record.content {
+                        Content::Kept { .. } => (response, Executed::Kept),
+                        Content::Tombstone => (unstored(response), Executed::Tombstone),
+                    };
+                    self.complete(record.encode(), response, client, executed).await;
+                }
+                Ok(Ran::AlreadyApplied(head)) => {
+                    let record = self.terms.tombstone(&self.terms.applied(head), None);
+                    let encoded = record.encode();
+                    let response = self.terms.replay(record).unwrap_or_else(|refusal| self.terms.refuse(refusal));
+                    self.complete(encoded, Box::new(response), client, Executed::AlreadyApplied).await;
+                }
+                Ok(Ran::Endless(head, body)) => {
+                    let record = self.terms.tombstone(&head, None);
+                    let response = unstored(told(head, ResponseBody::inner(body)));
+                    self.complete(record.encode(), response, client, Executed::Tombstone).await;
+                }
             }
         }
     }
 
     /// Gives the key back after an attempt that may have had an effect.
-    async fn fail<R, E>(&self, reply: Reply<R, E>, client: Client<R, E>, executed: Executed) {
-        Box::pin(self.release(self.terms.retention, Some(reply), client, executed)).await;
+    fn fail<R, E>(
+        &self,
+        reply: Reply<R, E>,
+        client: Client<R, E>,
+        executed: Executed,
+    ) -> Pin<Box<impl Future<Output = ()>>> {
+        Box::pin(self.release(self.terms.retention, Some(reply), client, executed))
     }
 
     /// Runs the inner service and reads its response as far as it may be kept.
-    async fn call<S, B, R>(&self, mut inner: S, request: Request<RequestBody<B>>) -> Ran<R, S::Error>
+    fn call<S, B, R>(
+        self: Arc<Self>,
+        mut inner: S,
+        request: Request<RequestBody<B>>,
+    ) -> impl Future<Output = Ran<R, S::Error>>
     where
         S: Service<Request<RequestBody<B>>, Response = Response<R>>,
         R: Body<Data = Bytes>,
         R::Error: Into<BoxError>,
     {
-        match within(self.terms.ready_timeout, poll_fn(|cx| inner.poll_ready(cx))).await {
-            Some(Ok(())) => {}
-            Some(Err(error)) => return Ran::NeverReady(error),
-            None => return Ran::NotReady,
-        }
-        self.lease.begin();
-        let _timer = RunTimer::start(self.terms.contract);
-        let (head, body) = match inner.call(request).await {
-            Ok(response) => response.into_parts(),
-            Err(error) => return Ran::Error(error),
-        };
-        let steering = self.handle.steering();
-        if steering.already_applied {
-            return Ran::AlreadyApplied(head);
-        }
-        let verdict = self.terms.verdict(&head);
-        if steering.dont_keep || head.status.is_informational() || verdict == Verdict::Unkept {
-            let remember = if steering.dont_keep { self.terms.lease } else { self.terms.remembers(&head, None) };
-            return Ran::Unkept(remember, told(head, ResponseBody::inner(body)));
-        }
-        if verdict == Verdict::Kept && is_endless(&head) {
-            return Ran::Endless(head, body);
-        }
-        let mut collector = Collector::new(body, self.terms.max_kept_body);
-        let filled = within(self.terms.kept_body_timeout, pin!(collector.fill())).await;
-        match filled {
-            // The handler may have said so from inside its body.
-            Some(Ok(Filled::Whole)) if self.handle.steering().already_applied => Ran::AlreadyApplied(head),
-            Some(Ok(Filled::Whole)) => {
-                let (data, trailers, _) = collector.into_parts();
-                if !self.terms.keeps(&head, trailers.as_ref()) {
-                    let remember = self.terms.remembers(&head, trailers.as_ref());
-                    return Ran::Unkept(remember, told(head, ResponseBody::buffered(data, trailers)));
+        async move {
+            match within(self.terms.ready_timeout, poll_fn(|cx| inner.poll_ready(cx))).await {
+                Some(Ok(())) => {}
+                Some(Err(error)) => return Ran::NeverReady(error),
+                None => return Ran::NotReady,
+            }
+            self.lease.begin();
+            let _timer = RunTimer::start(self.terms.contract);
+            let (head, body) = match inner.call(request).await {
+                Ok(response) => response.into_parts(),
+                Err(error) => return Ran::Error(error),
+            };
+            let steering = self.handle.steering();
+            if steering.already_applied {
+                return Ran::AlreadyApplied(head);
+            }
+            let verdict = self.terms.verdict(&head);
+            if steering.dont_keep || head.status.is_informational() || verdict == Verdict::Unkept {
+                let remember = if steering.dont_keep { self.terms.lease } else { self.terms.remembers(&head, None) };
+                return Ran::Unkept(remember, told(head, ResponseBody::inner(body)));
+            }
+            if verdict == Verdict::Kept && is_endless(&head) {
+                return Ran::Endless(head, body);
+            }
+            let mut collector = Collector::new(body, self.terms.max_kept_body);
+            let filled = within(self.terms.kept_body_timeout, pin!(collector.fill())).await;
+            match filled {
+                // The handler may have said so from inside its body.
+                Some(Ok(Filled::Whole)) if self.handle.steering().already_applied => Ran::AlreadyApplied(head),
+                Some(Ok(Filled::Whole)) => {
+                    let (data, trailers, _) = collector.into_parts();
+                    if !self.terms.keeps(&head, trailers.as_deref()) {
+                        let remember = self.terms.remembers(&head, trailers.as_deref());
+                        return Ran::Unkept(remember, told(head, ResponseBody::buffered(data, trailers)));
+                    }
+                    Ran::Whole(head, data, trailers)
                 }
-                Ran::Whole(head, data, trailers)
+                Some(Ok(Filled::OverCap)) | None => {
+                    let (data, _, rest) = collector.into_parts();
+                    Ran::Streaming(head, data, rest)
+                }
+                Some(Err(error)) => Ran::BodyFailed(head, collector.into_parts().0, error.into()),
             }
-            Some(Ok(Filled::OverCap)) | None => {
-                let (data, _, rest) = collector.into_parts();
-                Ran::Streaming(head, data, rest)
-            }
-            Some(Err(error)) => Ran::BodyFailed(head, collector.into_parts().0, error.into()),
         }
     }
 

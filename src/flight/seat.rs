@@ -57,9 +57,24 @@ impl Seat {
 
     /// Waits for the flight to land or for the lead; the first to come has it at once.
     pub(crate) async fn turn(&mut self, patience: Instant, report: &mut Report) -> Turn {
-        let turn = match self.look(None) {
-            Some(turn) => turn,
-            None if !self.wait(report) => return Turn::Full,
+        let lead = match self.look(None) {
+            Some(Turn::Lead(lead)) if lead.next_look().is_none() => return Turn::Lead(lead),
+            Some(Turn::Lead(lead)) => Some(lead),
+            Some(turn) => return turn,
+            None => None,
+        };
+        let turn = Box::pin(self.wait_for(lead, patience, report)).await;
+        report.goes_on();
+        turn
+    }
+
+    /// The same, where there is something to wait for.
+    async fn wait_for(&mut self, lead: Option<Lead>, patience: Instant, report: &mut Report) -> Turn {
+        if !self.wait(report) {
+            return Turn::Full;
+        }
+        let turn = match lead {
+            Some(lead) => Turn::Lead(lead),
             None => tokio::select! {
                 biased;
                 turn = poll_fn(|context| self.look(Some(context.waker())).map_or(Poll::Pending, Poll::Ready)) => turn,
@@ -69,9 +84,6 @@ impl Seat {
         let Turn::Lead(mut lead) = turn else { return turn };
         // There is no news but what whoever has the lead brings.
         while let Some(look) = lead.next_look() {
-            if !self.wait(report) {
-                return Turn::Full;
-            }
             tokio::select! {
                 biased;
                 () = sleep_until(look.min(patience)) => {

@@ -124,7 +124,7 @@ pub(crate) struct Report {
     attempt: Option<u32>,
     waits_since: Option<Instant>,
     waited: Option<Duration>,
-    cause: Option<String>,
+    cause: Option<Box<str>>,
     open: bool,
 }
 
@@ -155,7 +155,7 @@ impl Report {
     /// What lies behind the outcome, in words that name neither key nor body.
     pub(crate) fn cause(&mut self, error: &dyn Error) {
         let chain = successors(Some(error), |&error| error.source());
-        self.cause = Some(chain.map(ToString::to_string).collect::<Vec<_>>().join(": "));
+        self.cause = Some(chain.map(ToString::to_string).collect::<Vec<_>>().join(": ").into());
     }
 
     /// Reports the end of the request.

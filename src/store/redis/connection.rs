@@ -72,8 +72,8 @@ impl Connector {
 
     /// Sends a command about a key, and sends it once more if the connection turns out to be cut or to lead to a replica:
     /// every step of a store may be sent twice.
-    pub(super) async fn query(&self, name: &str, command: &Cmd) -> Result<Value, Failure> {
-        self.call(name, |link| link.send(command)).await
+    pub(super) fn query(&self, name: &str, command: &Cmd) -> impl Future<Output = Result<Value, Failure>> {
+        self.call(name, |link| link.send(command))
     }
 
     /// Sends commands about a key one right after the other, by one connection.
@@ -105,11 +105,11 @@ impl Connector {
         if is_from_replica(&first) {
             lock(&self.state).leave(&connection, &first);
         }
-        let second = match self.connection(domain).await {
-            Ok(connection) => self.call_on(&connection, domain, &send).await.map_err(|error| self.failure(error)),
-            Err(error) => Err(Failure::Unsent(error)),
+        let again = async {
+            let connection = self.connection(domain).await.map_err(Failure::Unsent)?;
+            self.call_on(&connection, domain, &send).await.map_err(|error| self.failure(error))
         };
-        second.map_err(|second| self.failure(first).and_then(second))
+        Box::pin(again).await.map_err(|second| self.failure(first).and_then(second))
     }
 
     async fn call_on<'a, T>(

@@ -262,9 +262,11 @@ impl RedisStore {
 
     /// `SET NX GET`: nothing where the key was absent and is now the claim's, else what stands there.
     async fn set(&self, name: &str, running: &[u8], life: u64) -> Result<Value, Failure> {
-        let mut set = redis::cmd("SET");
-        set.arg(name).arg(running).arg("NX").arg("GET").arg("PX").arg(life);
-        let before_7 = async || self.call(&script::CLAIM, name, &[running, life.to_string().as_bytes()]).await;
+        let life = life.to_string();
+        let size = name.len() + running.len() + "NXGETPX".len() + life.len();
+        let mut set = script::sized("SET", 6, size);
+        set.arg(name).arg(running).arg("NX").arg("GET").arg("PX").arg(&life);
+        let before_7 = async || self.call(&script::CLAIM, name, &[running, life.as_bytes()]).await;
         let claimed = self.by_version(pin!(self.connector.query(name, &set)), before_7).await;
         match claimed {
             // What has finished can be told all the same.
@@ -279,25 +281,27 @@ impl RedisStore {
     }
 
     /// Does it the way of 7.0 until the server turns out to be older.
-    async fn by_version(
+    fn by_version(
         &self,
         from_7: Pin<&mut impl Future<Output = Result<Value, Failure>>>,
         before_7: impl AsyncFnOnce() -> Result<Value, Failure>,
-    ) -> Result<Value, Failure> {
-        if self.before_7.load(Ordering::Relaxed) {
-            return Box::pin(before_7()).await;
-        }
-        match from_7.await {
-            Err(failure) if is_from_before_7(failure.error()) => {
-                self.before_7.store(true, Ordering::Relaxed);
-                Box::pin(before_7()).await.map_err(|next| failure.and_then(next))
+    ) -> impl Future<Output = Result<Value, Failure>> {
+        async move {
+            if self.before_7.load(Ordering::Relaxed) {
+                return Box::pin(before_7()).await;
             }
-            answer => answer,
+            match from_7.await {
+                Err(failure) if is_from_before_7(failure.error()) => {
+                    self.before_7.store(true, Ordering::Relaxed);
+                    Box::pin(before_7()).await.map_err(|next| failure.and_then(next))
+                }
+                answer => answer,
+            }
         }
     }
 
-    async fn call(&self, script: &Script, name: &str, args: &[&[u8]]) -> Result<Value, Failure> {
-        script.call(&self.connector, name, args).await
+    fn call(&self, script: &Script, name: &str, args: &[&[u8]]) -> impl Future<Output = Result<Value, Failure>> {
+        script.call(&self.connector, name, args)
     }
 
     async fn take(&self, name: &str, claim: &Claim) -> Result<Claimed, StoreError> {

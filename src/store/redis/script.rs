@@ -53,12 +53,19 @@ impl Script {
 
     /// Calls the script on one key. `NOSCRIPT` is answered by sending the code, which loads it on the one node that
     /// lacks it.
-    pub(super) async fn call(&self, connector: &Connector, key: &str, args: &[&[u8]]) -> Result<Value, Failure> {
-        match connector.query(key, &command("EVALSHA", &self.hash, &[key], args)).await {
-            Err(failure) if is_unknown(&failure) => {
-                Box::pin(self.call_whole(connector, key, args)).await.map_err(|next| failure.and_then(next))
+    pub(super) fn call(
+        &self,
+        connector: &Connector,
+        key: &str,
+        args: &[&[u8]],
+    ) -> impl Future<Output = Result<Value, Failure>> {
+        async move {
+            match connector.query(key, &command("EVALSHA", &self.hash, &[key], args)).await {
+                Err(failure) if is_unknown(&failure) => {
+                    Box::pin(self.call_whole(connector, key, args)).await.map_err(|next| failure.and_then(next))
+                }
+                answer => answer,
             }
-            answer => answer,
         }
     }
 
@@ -93,7 +100,15 @@ fn is_unknown(failure: &Failure) -> bool {
 }
 
 fn command(name: &str, script: &str, keys: &[&str], args: &[&[u8]]) -> Cmd {
-    let mut command = redis::cmd(name);
+    let size = keys.iter().map(|key| key.len()).chain(args.iter().map(|arg| arg.len())).sum::<usize>();
+    let mut command = sized(name, 2 + keys.len() + args.len(), script.len() + 1 + size);
     command.arg(script).arg(keys.len()).arg(keys).arg(args);
+    command
+}
+
+/// A command with room for as many arguments, which take so many bytes together: by itself it would grow with each of them.
+pub(super) fn sized(name: &str, args: usize, size: usize) -> Cmd {
+    let mut command = Cmd::with_capacity(1 + args, name.len() + size);
+    command.arg(name);
     command
 }
