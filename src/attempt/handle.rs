@@ -34,7 +34,6 @@ use crate::sync::{Mutex, lock};
 /// ```
 #[derive(Clone)]
 pub struct Attempt {
-    ledger: Ledger,
     keys: Keys,
     number: u32,
     shared: Arc<Shared>,
@@ -43,8 +42,8 @@ pub struct Attempt {
 }
 
 /// What the handler and its attempt tell each other.
-#[derive(Debug, Default)]
 struct Shared {
+    ledger: Ledger,
     steering: Mutex<Steering>,
     is_lost: AtomicBool,
     lost: Notify,
@@ -60,7 +59,9 @@ pub(crate) struct Steering {
 
 impl Attempt {
     pub(crate) fn new(ledger: Ledger, keys: Keys, number: u32) -> Self {
-        Self { ledger, keys, number, shared: Arc::default(), outer: None }
+        let shared =
+            Shared { ledger, steering: Mutex::default(), is_lost: AtomicBool::new(false), lost: Notify::new() };
+        Self { keys, number, shared: Arc::new(shared), outer: None }
     }
 
     /// The same attempt, inside of another layer's.
@@ -70,7 +71,7 @@ impl Attempt {
 
     /// Whether this attempt, or one around it, is one of that ledger for that key.
     pub(crate) fn is_under(&self, ledger: &Ledger, keys: Keys) -> bool {
-        self.ledger.is(ledger) && self.keys.meet(keys)
+        self.shared.ledger.is(ledger) && self.keys.meet(keys)
             || self.outer.as_ref().is_some_and(|outer| outer.is_under(ledger, keys))
     }
 

@@ -44,7 +44,8 @@ pub const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 /// Keeps who runs a key, and what came of it.
 ///
 /// A method that fails with a [`StoreError`] may have taken effect, unless the error is
-/// [definite](StoreError::is_definite). Dropping a call's future is such a failure too. No method has a default: a store
+/// [definite](StoreError::is_definite). Dropping a call's future is such a failure too, and is how a call is given up: it may
+/// take as long as its server does, and a ledger waits for [`store_timeout`](crate::Ledger::store_timeout). No method has a default: a store
 /// that leaves one out would weaken the contract silently.
 pub trait Store: Send + Sync + 'static {
     /// Takes the key, or says who has it.

@@ -118,7 +118,7 @@ impl Connector {
         domain: usize,
         send: &impl Fn(&dyn Link) -> BoxFuture<'a, RedisResult<T>>,
     ) -> RedisResult<T> {
-        let result = connection.call(domain, send(&*connection.link)).await;
+        let result = connection.call(domain, send(connection.link())).await;
         match &result {
             Err(error) if is_worth_leaving(error) => self.leave(),
             _ if self.topology.is_cluster() => lock(&self.state).promote(connection, domain),

@@ -19,9 +19,11 @@ const MAX_SILENCE: Duration = Duration::from_millis(200);
 
 /// A connection and what is known of its health. Clones are one connection.
 #[derive(Clone)]
-pub(super) struct Connection {
-    pub(super) link: Arc<dyn Link>,
-    health: Arc<Mutex<Health>>,
+pub(super) struct Connection(Arc<Inner>);
+
+struct Inner {
+    link: Arc<dyn Link>,
+    health: Mutex<Health>,
 }
 
 struct Health {
@@ -63,24 +65,29 @@ struct Call<'a> {
 
 impl Connection {
     pub(super) fn new(link: Arc<dyn Link>, is_whole: bool) -> Self {
-        Self { link, health: Arc::new(Mutex::new(Health { is_whole, broken: false, domains: Vec::new() })) }
+        let health = Mutex::new(Health { is_whole, broken: false, domains: Vec::new() });
+        Self(Arc::new(Inner { link, health }))
+    }
+
+    pub(super) fn link(&self) -> &dyn Link {
+        &*self.0.link
     }
 
     pub(super) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.health, &other.health)
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Breaks it for all, unless it repairs itself.
     pub(super) fn fail(&self) {
-        lock(&self.health).fail();
+        lock(&self.0.health).fail();
     }
 
     pub(super) fn is_broken(&self) -> bool {
-        lock(&self.health).broken
+        lock(&self.0.health).broken
     }
 
     pub(super) fn verdict(&self, domain: usize) -> Verdict {
-        let health = lock(&self.health);
+        let health = lock(&self.0.health);
         let is_silent = |domain: &Domain| domain.silent >= MAX_SILENT && domain.silent_for >= MAX_SILENCE;
         match health.broken {
             true => Verdict::Broken,
@@ -91,7 +98,7 @@ impl Connection {
 
     /// Whether the last call about a domain was answered.
     pub(super) fn answers(&self, domain: usize) -> bool {
-        let health = lock(&self.health);
+        let health = lock(&self.0.health);
         health.domains.get(domain).is_some_and(|domain| domain.silent == 0 && domain.last_answer.is_some())
     }
 
@@ -104,7 +111,7 @@ impl Connection {
             Err(error) if error.is_timeout() => {}
             Err(_) => {
                 under_way.failed = true;
-                lock(&self.health).fail();
+                lock(&self.0.health).fail();
             }
             Ok(_) => under_way.answered(),
         }
@@ -138,7 +145,7 @@ impl Health {
 impl Call<'_> {
     fn answered(&mut self) {
         self.answered = true;
-        *lock(&self.connection.health).domain(self.domain) =
+        *lock(&self.connection.0.health).domain(self.domain) =
             Domain { last_answer: Some(Instant::now()), ..Domain::default() };
     }
 
@@ -146,7 +153,7 @@ impl Call<'_> {
     /// followed the topology as far as it knows it; nor is that of a master without replicas.
     fn refused(&mut self, error: &RedisError) {
         let is_whole = {
-            let mut health = lock(&self.connection.health);
+            let mut health = lock(&self.connection.0.health);
             if is_from_replica(error) {
                 health.fail();
             }
@@ -163,7 +170,7 @@ impl Drop for Call<'_> {
     fn drop(&mut self) {
         if !self.answered {
             let now = Instant::now();
-            let mut health = lock(&self.connection.health);
+            let mut health = lock(&self.connection.0.health);
             let domain = health.domain(self.domain);
             if domain.last_answer.is_none_or(|answer| answer < self.sent) {
                 let since = domain.silent_until.map_or(self.sent, |until| until.max(self.sent));

@@ -29,7 +29,8 @@ const MANY_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the server may take to confirm a subscription.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The last resort against a caller that sets no deadline of its own; the ledger's is far below.
+/// How long a node of a cluster may take for what its client asks by itself. What a store asks has the deadline of whoever asks
+/// it, and would only have a second timer.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often the cluster client follows a slot that has moved or a node that was lost, and its pauses in between, in ms.
@@ -186,7 +187,7 @@ impl fmt::Debug for Topology {
 }
 
 async fn open(client: &Client, config: AsyncConnectionConfig) -> RedisResult<MultiplexedConnection> {
-    let config = config.set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(Some(RESPONSE_TIMEOUT));
+    let config = config.set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None);
     client.get_multiplexed_async_connection_with_config(&config).await
 }
 
