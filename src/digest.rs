@@ -8,6 +8,9 @@ use std::fmt;
 /// How much is digested in one go, in bytes: all that makes up most keys and small payloads, and no more than a chunk of BLAKE3.
 const SHORT: usize = 512;
 
+/// What stands before each part: its tag and its length.
+const HEAD: usize = 1 + size_of::<u64>();
+
 /// A digest under way.
 pub(crate) struct Digest {
     secret: Option<Secret>,
@@ -35,18 +38,23 @@ impl Digest {
     }
 
     pub(crate) fn part(&mut self, tag: u8, bytes: &[u8]) {
-        self.add(&[tag]);
-        self.add(&(bytes.len() as u64).to_le_bytes());
+        let mut head = [tag; HEAD];
+        head[1..].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
+        let rest = self.short[self.len..].split_at_mut_checked(HEAD).filter(|_| self.long.is_none());
+        if let Some((start, rest)) = rest
+            && let Some(rest) = rest.get_mut(..bytes.len())
+        {
+            start.copy_from_slice(&head);
+            rest.copy_from_slice(bytes);
+            self.len += HEAD + bytes.len();
+            return;
+        }
+        self.add(&head);
         self.add(bytes);
     }
 
+    /// Adds to what is no longer short.
     fn add(&mut self, bytes: &[u8]) {
-        let room = self.short[self.len..].get_mut(..bytes.len()).filter(|_| self.long.is_none());
-        if let Some(room) = room {
-            room.copy_from_slice(bytes);
-            self.len += bytes.len();
-            return;
-        }
         let start = || {
             let mut hasher = match &self.secret {
                 None => blake3::Hasher::new(),
