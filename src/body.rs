@@ -45,13 +45,13 @@ pin_project! {
         // What follows what is buffered, where that is not the whole.
         started: Option<Pin<Box<B>>>,
         // Set when the caller's body fails.
-        failed: Option<Failed>,
+        failed: Failed,
     }
 }
 
-/// Whether a request body that is streamed through has failed.
+/// Whether a request body that is streamed through has failed. By default it never does: it has come before.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Failed(Arc<AtomicBool>);
+pub(crate) struct Failed(Option<Arc<AtomicBool>>);
 
 #[derive(Default)]
 struct Buffered {
@@ -94,15 +94,15 @@ struct Truncated;
 
 impl<B> RequestBody<B> {
     pub(crate) fn untouched(body: B) -> Self {
-        Self { buffered: Buffered::default(), rest: Some(body), started: None, failed: None }
+        Self { buffered: Buffered::default(), rest: Some(body), started: None, failed: Failed::default() }
     }
 
     pub(crate) fn watched(body: B, failed: Failed) -> Self {
-        Self { failed: Some(failed), ..Self::untouched(body) }
+        Self { failed, ..Self::untouched(body) }
     }
 
     pub(crate) fn buffered(data: Bytes, trailers: Option<Box<HeaderMap>>) -> Self {
-        Self { buffered: Buffered { data: Some(data), trailers }, rest: None, started: None, failed: None }
+        Self { buffered: Buffered { data: Some(data), trailers }, rest: None, started: None, failed: Failed::default() }
     }
 
     pub(crate) fn resumed(data: Bytes, started: Pin<Box<B>>) -> Self {
@@ -128,8 +128,8 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
             (None, Some(started)) => ready!(started.as_mut().poll_frame(cx)),
             (None, None) => None,
         };
-        if let (Some(Err(_)), Some(failed)) = (&frame, this.failed) {
-            failed.0.store(true, Ordering::Release);
+        if let Some(Err(_)) = &frame {
+            this.failed.set();
         }
         Poll::Ready(frame)
     }
@@ -153,8 +153,18 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
 }
 
 impl Failed {
+    pub(crate) fn not_yet() -> Self {
+        Self(Some(Arc::default()))
+    }
+
+    fn set(&self) {
+        if let Some(failed) = &self.0 {
+            failed.store(true, Ordering::Release);
+        }
+    }
+
     pub(crate) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.as_ref().is_some_and(|failed| failed.load(Ordering::Acquire))
     }
 }
 

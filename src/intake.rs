@@ -58,7 +58,7 @@ pub(crate) async fn take_in<B: Body<Data = Bytes>>(
         return without_key(policy, &unusable, RequestBody::untouched(body), report);
     }
     if let (Some(Ok(Some(parts))), false) = (&by_head, policy.buffers()) {
-        let failed = Failed::default();
+        let failed = Failed::not_yet();
         let body = RequestBody::watched(body, failed.clone());
         return Intake::Keyed(Keyed { parts: parts.clone(), fingerprint: None, body, failed });
     }

@@ -20,13 +20,21 @@ pub(crate) fn is_grpc_web(headers: &HeaderMap) -> bool {
 
 fn behind_grpc(headers: &HeaderMap) -> Option<&[u8]> {
     const GRPC: &[u8] = b"application/grpc";
-    let (grpc, suffix) = essence(headers).split_at_checked(GRPC.len())?;
-    grpc.eq_ignore_ascii_case(GRPC).then_some(suffix)
+    // Each request and response is asked, and hardly one has parameters behind that.
+    let (grpc, rest) = content_type(headers).trim_ascii_start().split_at_checked(GRPC.len())?;
+    grpc.eq_ignore_ascii_case(GRPC).then(|| without_parameters(rest))
 }
 
 fn essence(headers: &HeaderMap) -> &[u8] {
-    let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii()
+    without_parameters(content_type(headers)).trim_ascii_start()
+}
+
+fn content_type(headers: &HeaderMap) -> &[u8] {
+    headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default()
+}
+
+fn without_parameters(content_type: &[u8]) -> &[u8] {
+    content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii_end()
 }
 
 #[cfg(test)]

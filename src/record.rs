@@ -118,9 +118,8 @@ impl Record {
         out.freeze()
     }
 
-    pub(crate) fn decode(bytes: &Bytes) -> Result<Self, UnreadableRecord> {
+    pub(crate) fn decode(mut rest: Bytes) -> Result<Self, UnreadableRecord> {
         let cut = UnreadableRecord("it is cut short");
-        let mut rest = bytes.clone();
         if rest.try_get_u8() != Ok(VERSION) {
             return Err(UnreadableRecord("its version is unknown"));
         }
@@ -214,7 +213,7 @@ impl Entry {
 
     fn outcome(&self) -> Option<Record> {
         match &self.state {
-            State::Done(record) => Record::decode(record).ok(),
+            State::Done(record) => Record::decode(record.clone()).ok(),
             State::Free | State::Running => None,
         }
     }
@@ -260,14 +259,14 @@ mod tests {
             \x00\x01\x00\x0bgrpc-status\x00\x00\x00\x010\
             \x00\x00\x00\x04body";
         assert_eq!(kept.encode(), golden);
-        assert_eq!(Record::decode(&Bytes::from_static(golden)), Ok(kept));
+        assert_eq!(Record::decode(Bytes::from_static(golden)), Ok(kept));
 
         let tombstone = Record { status: StatusCode::CREATED, headers, content: Content::Tombstone };
         let golden: &[u8] = b"\x01\x01\x00\xc9\
             \x00\x02\x00\x03x-a\x00\x00\x00\x011\x00\x03x-a\x00\x00\x00\x01\xff\
             \x00\x00\x00\x00";
         assert_eq!(tombstone.encode(), golden);
-        assert_eq!(Record::decode(&Bytes::from_static(golden)), Ok(tombstone));
+        assert_eq!(Record::decode(Bytes::from_static(golden)), Ok(tombstone));
     }
 
     #[test]
@@ -284,19 +283,19 @@ mod tests {
             let golden =
                 Bytes::from([b"\x01\x01\x00\xc9\x00\x01\x00\x00", &[place as u8][..], b"\x00\x00\x00\x00"].concat());
             assert_eq!(record(headers.clone()).encode(), golden);
-            assert_eq!(Record::decode(&golden), Ok(record(headers.clone())));
+            assert_eq!(Record::decode(golden.clone()), Ok(record(headers.clone())));
             headers.get_mut("content-type").unwrap().set_sensitive(true);
             assert!(record(headers).encode().len() > golden.len());
         }
         let beyond = Bytes::from_static(b"\x01\x01\x00\xc9\x00\x01\x00\x00\x04\x00\x00\x00\x00");
-        assert!(Record::decode(&beyond).is_err());
+        assert!(Record::decode(beyond).is_err());
     }
 
     #[test]
     fn nothing_but_a_whole_record_is_read() {
         let whole = kept(StatusCode::OK, headers(&[("x-a", b"1")])).encode();
         for length in 0..whole.len() {
-            assert!(Record::decode(&whole.slice(..length)).is_err(), "{length} bytes were read");
+            assert!(Record::decode(whole.slice(..length)).is_err(), "{length} bytes were read");
         }
         for (at, byte) in [(0, 2), (1, 4), (2, 0), (7, b' ')] {
             let mut changed = whole.to_vec();
@@ -304,17 +303,17 @@ mod tests {
             changed[3] = if at == 2 { 0 } else { changed[3] };
             let changed = Bytes::from(changed);
             if at != 7 {
-                assert!(Record::decode(&changed).is_err(), "byte {at} as {byte} was read");
+                assert!(Record::decode(changed).is_err(), "byte {at} as {byte} was read");
             }
         }
         for status in [0, 99, 100, 101, 199, 1000_u16] {
             let mut changed = whole.to_vec();
             changed[2..4].copy_from_slice(&status.to_be_bytes());
-            assert!(Record::decode(&changed.into()).is_err(), "status {status} was read");
+            assert!(Record::decode(changed.into()).is_err(), "status {status} was read");
         }
         let longer = Bytes::from([&whole[..], b"x"].concat());
-        assert!(Record::decode(&longer).is_err());
-        assert!(Record::decode(&Bytes::from_static(b"rubbish under the key")).is_err());
+        assert!(Record::decode(longer).is_err());
+        assert!(Record::decode(Bytes::from_static(b"rubbish under the key")).is_err());
     }
 }
 
@@ -345,8 +344,8 @@ mod properties {
 
     /// Reads what may be no record, and whatever it is read as is read again as the same.
     fn read(bytes: &Bytes) {
-        if let Ok(record) = Record::decode(bytes) {
-            assert_eq!(Record::decode(&record.encode()), Ok(record));
+        if let Ok(record) = Record::decode(bytes.clone()) {
+            assert_eq!(Record::decode(record.encode()), Ok(record));
         }
     }
 
@@ -355,7 +354,7 @@ mod properties {
 
         #[test]
         fn what_is_written_is_read(record in record()) {
-            prop_assert_eq!(Record::decode(&record.encode()), Ok(record));
+            prop_assert_eq!(Record::decode(record.encode()), Ok(record));
         }
 
         #[test]

@@ -165,7 +165,7 @@ impl<S> Delivery<S> {
             if let Some(AtHand { fingerprint: first, record }) = self.ledger.near().get(&key) {
                 return Ok(match fingerprint != first {
                     true if self.terms.refuses_other() => self.refuse(Rejection::KeyReused, report),
-                    other_payload => self.replay(&record, other_payload, report),
+                    other_payload => self.replay(record, other_payload, report),
                 });
             }
             let patience = self.terms.patient_until(&head, received);
@@ -191,7 +191,7 @@ impl<S> Delivery<S> {
                 let mut lead = match seat.turn(event.patience, &mut report).await {
                     Turn::Lead(lead) => lead,
                     Turn::Landed(Landing::Done { fingerprint: first, record }) => {
-                        return Ok(self.replay(&record, seat.differs_from(first), report));
+                        return Ok(self.replay(record, seat.differs_from(first), report));
                     }
                     Turn::Landed(Landing::Failed) => return Ok(self.refuse(Rejection::AttemptFailed, report)),
                     Turn::Landed(Landing::StoreUnavailable) => break None,
@@ -227,7 +227,7 @@ impl<S> Delivery<S> {
                             self.ledger.near().put(as_of, event.keys.current, first, &record, MAX_DURATION);
                         }
                         lead.land(Landing::Done { fingerprint: first, record: record.clone() });
-                        return Ok(self.replay(&record, seat.differs_from(first), report));
+                        return Ok(self.replay(record, seat.differs_from(first), report));
                     }
                     Ok(Asked::Running { fingerprint: first, lease_left }) => lead.running_elsewhere(first, lease_left),
                     Ok(Asked::Mismatch) => return Ok(self.refuse(Rejection::KeyReused, report)),
@@ -304,7 +304,7 @@ impl<S> Delivery<S> {
                 lead.land(Landing::Done { fingerprint: first, record: record.clone() });
                 match seat.refuses(first) {
                     true => self.refuse(Rejection::KeyReused, report),
-                    false => self.replay(&record, seat.differs_from(first), report),
+                    false => self.replay(record, seat.differs_from(first), report),
                 }
             }
             Ok(Known::Running) if !draining => {
@@ -322,7 +322,7 @@ impl<S> Delivery<S> {
         })
     }
 
-    fn replay<R>(&self, record: &Bytes, other_payload: bool, mut report: Report) -> Response<ResponseBody<R>> {
+    fn replay<R>(&self, record: Bytes, other_payload: bool, mut report: Report) -> Response<ResponseBody<R>> {
         let record = match Record::decode(record) {
             Ok(record) => record,
             Err(error) => {

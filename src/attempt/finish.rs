@@ -127,7 +127,7 @@ impl Run {
         let winner = match self.lease.ledger().known(self.lease.keys()).await {
             Ok(Known::Done(first, record)) => {
                 let is_told = !claim.refuse_other || first == claim.fingerprint;
-                if is_told { Record::decode(&record).ok() } else { None }
+                if is_told { Record::decode(record).ok() } else { None }
             }
             Ok(Known::Nothing | Known::Running) | Err(_) => None,
         };
