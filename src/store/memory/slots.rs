@@ -1,6 +1,7 @@
 //! The keys of one shard, by key, by when they expire, and by whether they may be dropped.
 
 use std::collections::BTreeSet;
+use std::mem;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -134,31 +135,38 @@ impl Slots {
 
     /// Puts a slot under a key that is there, or for which there is room. Other shards take theirs at the same time.
     pub(super) fn put_within(&mut self, max_keys: usize, key: &Key, slot: Slot, used: &Used) -> bool {
-        if !self.take_out(key, used) && !used.one_more_key(max_keys) {
-            return false;
+        let (bytes, place, is_free) = (slot.bytes(), (slot.expires, *key), matches!(slot.phase, Phase::Free));
+        match self.by_key.get_mut(key) {
+            Some(there) => {
+                let before = mem::replace(there, slot);
+                self.leave_places(key, &before, used);
+            }
+            None if !used.one_more_key(max_keys) => return false,
+            None => {
+                self.by_key.insert(*key, slot);
+            }
         }
-        used.bytes.fetch_add(slot.bytes(), Ordering::Relaxed);
-        self.by_expiry.insert((slot.expires, *key));
-        if matches!(slot.phase, Phase::Free) {
-            self.free.insert((slot.expires, *key));
+        used.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.by_expiry.insert(place);
+        if is_free {
+            self.free.insert(place);
         }
-        self.by_key.insert(*key, slot);
         true
     }
 
     fn remove(&mut self, key: &Key, used: &Used) {
-        if self.take_out(key, used) {
+        if let Some(slot) = self.by_key.remove(key) {
+            self.leave_places(key, &slot, used);
             used.keys.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// Its place among the keys stays counted.
-    fn take_out(&mut self, key: &Key, used: &Used) -> bool {
-        let Some(slot) = self.by_key.remove(key) else { return false };
+    fn leave_places(&mut self, key: &Key, slot: &Slot, used: &Used) {
         used.bytes.fetch_sub(slot.bytes(), Ordering::Relaxed);
         self.by_expiry.remove(&(slot.expires, *key));
-        self.free.remove(&(slot.expires, *key));
-        true
+        if matches!(slot.phase, Phase::Free) {
+            self.free.remove(&(slot.expires, *key));
+        }
     }
 
     pub(super) fn sweep(&mut self, now: Instant, used: &Used) {
