@@ -103,7 +103,9 @@
 //! - `metrics`: counters, durations and gauges for the recorder of the crate `metrics`. The [`telemetry`] page has them all.
 //! - `conformance`: `store::conformance`, the suite for authors of stores.
 //!
-//! Features add, and `gzip` adds keys where there were none. The layer runs on tokio: it starts tasks and keeps time there.
+//! Features add, and `gzip` adds keys where there were none. The layer runs on tokio: it starts tasks and keeps time there. While
+//! attempts run, a thread of its own wakes runtimes of several threads twenty times a second, so that a handler that blocks one of
+//! them keeps its lease.
 
 mod alarms;
 mod attempt;
