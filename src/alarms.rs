@@ -204,3 +204,101 @@ impl Drop for Watch {
         }
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// Counts how often it is called, and is busy the first few times.
+    #[derive(Default)]
+    struct Bell {
+        rung: AtomicUsize,
+        busy: usize,
+    }
+
+    impl Called for Bell {
+        fn called(self: Arc<Self>) -> bool {
+            self.rung.fetch_add(1, Ordering::Relaxed) < self.busy
+        }
+    }
+
+    impl Bell {
+        fn set(self: &Arc<Self>, alarms: &Alarms) -> Alarm {
+            let called: Weak<Self> = Arc::downgrade(self);
+            alarms.set(Instant::now(), called, &Runtime::current())
+        }
+
+        fn rung(&self) -> usize {
+            self.rung.load(Ordering::Relaxed)
+        }
+    }
+
+    fn alarms() -> Alarms {
+        Alarms::new(TaskTracker::new())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_goes_off_unless_it_is_taken_back_or_its_bell_is_gone() {
+        let (alarms, rings, silent, gone) = (alarms(), Arc::default(), Arc::default(), Arc::<Bell>::default());
+        Bell::set(&rings, &alarms);
+        let taken_back = Bell::set(&silent, &alarms);
+        gone.set(&alarms);
+        alarms.unset(taken_back);
+        drop(gone);
+        sleep(DELAY / 2).await;
+        assert_eq!(rings.rung(), 0);
+        sleep(DELAY).await;
+        assert_eq!((rings.rung(), silent.rung()), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_busy_is_called_again() {
+        let (alarms, bell) = (alarms(), Arc::new(Bell { busy: 2, ..Bell::default() }));
+        bell.set(&alarms);
+        sleep(DELAY * 5 / 2).await;
+        assert_eq!(bell.rung(), 2);
+        sleep(DELAY * 10).await;
+        assert_eq!(bell.rung(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn to_take_one_back_too_late_takes_back_no_other() {
+        let (alarms, first, second) = (alarms(), Arc::default(), Arc::default());
+        let late = Bell::set(&first, &alarms);
+        // By then nobody is on watch any more.
+        sleep(DELAY * 2).await;
+        Bell::set(&second, &alarms);
+        alarms.unset(late);
+        sleep(DELAY * 2).await;
+        assert_eq!((first.rung(), second.rung()), (1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_taken_back_in_any_order_leave_no_room_taken() {
+        let (alarms, bell) = (alarms(), Arc::default());
+        let mut set: Vec<_> = (0..8).map(|_| Bell::set(&bell, &alarms)).collect();
+        for at in [3, 0, 5, 0, 2, 1, 1, 0] {
+            alarms.unset(set.remove(at));
+        }
+        assert!(lock(&alarms.set).watched.iter().all(|watched| watched.calls.is_empty()));
+        sleep(DELAY * 2).await;
+        assert_eq!(bell.rung(), 0);
+        assert!(lock(&alarms.set).watched.is_empty());
+    }
+
+    #[test]
+    fn those_of_a_runtime_that_ends_go_off_and_those_of_another_stay() {
+        let (alarms, ends, stays) = (alarms(), Arc::default(), Arc::default());
+        let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+        let (ending, staying) = (runtime(), runtime());
+        ending.block_on(async { Bell::set(&ends, &alarms) });
+        let in_time = staying.block_on(async { Bell::set(&stays, &alarms) });
+        drop(ending);
+        assert_eq!((ends.rung(), stays.rung()), (1, 0));
+        alarms.unset(in_time);
+    }
+}
