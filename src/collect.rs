@@ -1,6 +1,7 @@
 //! Capped collecting of a body, with its trailers.
 
 use std::pin::Pin;
+use std::{iter, mem};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -9,6 +10,10 @@ use http_body_util::BodyExt as _;
 
 /// How much room is made at once, in bytes, however little has come.
 const MAX_RESERVED: usize = 256 << 10;
+
+/// From which size on, in bytes, a frame stays what it is until all have come. A server reads into buffers of its own, up to 408 KiB with
+/// hyper over HTTP/1.1: who copies what comes has the body beside the buffer for the next frame, for as long as the body lasts.
+const LARGE: usize = 64 << 10;
 
 /// Collects a body up to a cap, and gives back what it has where that is not the whole.
 ///
@@ -21,11 +26,20 @@ pub(crate) struct Collector<B> {
     cap: usize,
 }
 
-#[derive(Debug)]
-enum Data {
+#[derive(Debug, Default)]
+struct Data {
     /// The usual body is one frame and is never copied.
-    One(Bytes),
-    Many(Vec<u8>),
+    first: Bytes,
+    rest: Option<Box<Rest>>,
+    len: usize,
+}
+
+/// What comes behind the first frame.
+#[derive(Debug, Default)]
+struct Rest {
+    frames: Vec<Bytes>,
+    /// Frames that are small, since the last that was large.
+    tail: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -36,14 +50,14 @@ pub(crate) enum Filled {
 
 impl<B: Body<Data = Bytes>> Collector<B> {
     pub(crate) fn new(body: B, cap: usize) -> Self {
-        Self { body: Box::pin(body), data: Data::One(Bytes::new()), trailers: None, cap }
+        Self { body: Box::pin(body), data: Data::default(), trailers: None, cap }
     }
 
     /// Reads to the end or past the cap. A body announced as too large is not read at all; the announcement is never
     /// trusted for less.
     pub(crate) async fn fill(&mut self) -> Result<Filled, B::Error> {
         let announced = self.body.size_hint().lower();
-        if announced.saturating_add(self.len() as u64) > self.cap as u64 {
+        if announced.saturating_add(self.data.len as u64) > self.cap as u64 {
             return Ok(Filled::OverCap);
         }
         loop {
@@ -51,14 +65,17 @@ impl<B: Body<Data = Bytes>> Collector<B> {
             tokio::task::consume_budget().await;
             let Some(frame) = self.body.frame().await else { return Ok(Filled::Whole) };
             match frame?.into_data() {
-                Ok(data) => self.push(data),
+                Ok(data) => {
+                    let announced = usize::try_from(self.body.size_hint().lower()).unwrap_or(usize::MAX);
+                    self.data.push(data, announced.min(self.cap));
+                }
                 // Nothing follows trailers, even where the body is slow to say so.
                 Err(frame) => {
                     self.trailers = frame.into_trailers().ok().map(Box::new);
                     return Ok(Filled::Whole);
                 }
             }
-            if self.len() > self.cap {
+            if self.data.len > self.cap {
                 return Ok(Filled::OverCap);
             }
         }
@@ -66,7 +83,7 @@ impl<B: Body<Data = Bytes>> Collector<B> {
 
     /// Whether nothing has been read, because more was announced than may come.
     pub(crate) fn is_untouched(&self) -> bool {
-        self.len() == 0
+        self.data.len == 0
     }
 
     /// Reads on for at most so many bytes and forgets them.
@@ -82,38 +99,64 @@ impl<B: Body<Data = Bytes>> Collector<B> {
         }
     }
 
-    fn push(&mut self, more: Bytes) {
-        let announced = usize::try_from(self.body.size_hint().lower()).unwrap_or(usize::MAX).min(self.cap);
-        match &mut self.data {
-            _ if more.is_empty() => {}
-            Data::One(one) if one.is_empty() => *one = more,
-            Data::One(one) => {
-                let mut many = Vec::new();
-                append(&mut many, one, announced.saturating_add(more.len()));
-                append(&mut many, &more, announced);
-                self.data = Data::Many(many);
-            }
-            Data::Many(many) => append(many, &more, announced),
-        }
-    }
-
-    fn len(&self) -> usize {
-        match &self.data {
-            Data::One(one) => one.len(),
-            Data::Many(many) => many.len(),
-        }
-    }
-
     /// What has been collected, and what has not been read.
     pub(crate) fn into_parts(self) -> (Bytes, Option<Box<HeaderMap>>, Pin<Box<B>>) {
-        let data = match self.data {
-            Data::One(one) => one,
-            Data::Many(mut many) => {
-                many.shrink_to_fit();
-                Bytes::from(many)
-            }
-        };
-        (data, self.trailers, self.body)
+        (self.data.into_bytes(), self.trailers, self.body)
+    }
+}
+
+// === impl Data ===
+
+impl Data {
+    /// Takes a frame, of which so much is announced to follow.
+    fn push(&mut self, more: Bytes, announced: usize) {
+        if more.is_empty() {
+            return;
+        }
+        if self.len == 0 {
+            self.len = more.len();
+            self.first = more;
+            return;
+        }
+        self.len += more.len();
+        let rest = self.rest.get_or_insert_default();
+        if more.len() >= LARGE {
+            rest.end_tail();
+            rest.frames.push(more);
+            return;
+        }
+        if self.first.len() < LARGE && rest.frames.is_empty() {
+            append(&mut rest.tail, &mem::take(&mut self.first), announced.saturating_add(more.len()));
+        }
+        append(&mut rest.tail, &more, announced);
+    }
+
+    fn into_bytes(self) -> Bytes {
+        let Some(mut rest) = self.rest else { return self.first };
+        if self.first.is_empty() && rest.frames.is_empty() {
+            rest.tail.shrink_to_fit();
+            return rest.tail.into();
+        }
+        rest.end_tail();
+        let mut whole = Vec::with_capacity(self.len);
+        // Each is dropped when it has been copied.
+        for frame in iter::once(self.first).chain(rest.frames) {
+            whole.extend_from_slice(&frame);
+        }
+        whole.into()
+    }
+}
+
+// === impl Rest ===
+
+impl Rest {
+    /// What comes next is large.
+    fn end_tail(&mut self) {
+        if !self.tail.is_empty() {
+            let mut tail = mem::take(&mut self.tail);
+            tail.shrink_to_fit();
+            self.frames.push(tail.into());
+        }
     }
 }
 
@@ -166,6 +209,18 @@ mod tests {
         let mut collector = Collector::new(Full::new(bytes.clone()), 100);
         assert_eq!(collector.fill().await, Ok(Filled::Whole));
         assert_eq!(collector.into_parts().0.as_ptr(), bytes.as_ptr());
+    }
+
+    #[tokio::test]
+    async fn small_and_large_frames_are_one_body_in_any_order() {
+        let sizes = [&[1, LARGE, 2, 3, LARGE + 1, LARGE, 4][..], &[LARGE, 5], &[5, LARGE], &[LARGE, LARGE], &[1, 2, 3]];
+        for sizes in sizes {
+            let mut bytes = (0..=u8::MAX).cycle();
+            let pieces: Vec<Bytes> = sizes.iter().map(|size| bytes.by_ref().take(*size).collect()).collect();
+            let mut collector = Collector::new(frames(pieces.iter().cloned().map(Frame::data).collect()), 4 * LARGE);
+            assert_eq!(collector.fill().await, Ok(Filled::Whole));
+            assert!(collector.into_parts().0 == pieces.concat(), "{sizes:?}");
+        }
     }
 
     #[tokio::test]
