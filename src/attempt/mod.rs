@@ -3,43 +3,40 @@
 //! It runs the inner service, stores what came of it, and only then answers. A client that hangs up changes nothing.
 
 mod attended;
+mod call;
 mod finish;
 mod handle;
 mod lease;
 mod stream;
 
 use std::any::Any;
-use std::future::poll_fn;
 use std::mem;
 use std::panic::{AssertUnwindSafe, resume_unwind};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderMap, Request, Response, response};
+use http::{Request, Response, response};
 use http_body::Body;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tower::{BoxError, Service};
 
 use self::attended::Attended;
+use self::call::Ran;
 use self::finish::{marked, unstored};
 pub use self::handle::Attempt;
 use self::lease::Ended;
 pub(crate) use self::lease::{Asked, Lease, Pursued};
 use crate::body::{Failed, RequestBody, ResponseBody};
-use crate::collect::{Collector, Filled};
 use crate::flight::Lead;
 use crate::ledger::AttemptTicket as Ticket;
-use crate::policy::is_endless;
 use crate::record::Content;
 use crate::rejection::Rejection;
 use crate::sync::{AbortHandle, Mutex, Runtime, lock};
-use crate::telemetry::{Executed, Report, RunTimer};
-use crate::terms::{Terms, Verdict};
-use crate::within::within;
+use crate::telemetry::{Executed, Report};
+use crate::terms::Terms;
 
 /// An attempt, with all that it holds until it ends.
 pub(crate) struct Run {
@@ -82,23 +79,6 @@ type Told<R> = Box<Response<ResponseBody<R>>>;
 
 /// An attempt on its way: when it ends, in whatever way, its lease is not renewed any more.
 struct UnderWay<'a>(&'a Run);
-
-/// What came of the inner service.
-enum Ran<R, E> {
-    AlreadyApplied(response::Parts),
-    BodyFailed(response::Parts, Bytes, BoxError),
-    /// A response that declares that it does not end.
-    Endless(response::Parts, R),
-    Error(E),
-    /// The inner service cannot be called any more.
-    NeverReady(E),
-    NotReady,
-    /// Too large or too slow to be kept: what has been read, and the rest.
-    Streaming(response::Parts, Bytes, Pin<Box<R>>),
-    /// What came of it is not one that is kept. With for how long it is remembered as an attempt.
-    Unkept(Duration, Told<R>),
-    Whole(response::Parts, Bytes, Option<Box<HeaderMap>>),
-}
 
 // === impl Run ===
 
@@ -228,63 +208,6 @@ impl Run {
         executed: Executed,
     ) -> Pin<Box<impl Future<Output = ()>>> {
         Box::pin(self.release(self.terms.retention, Some(reply), client, executed))
-    }
-
-    /// Runs the inner service and reads its response as far as it may be kept.
-    fn call<S, B, R>(
-        self: Arc<Self>,
-        mut inner: S,
-        request: Request<RequestBody<B>>,
-    ) -> impl Future<Output = Ran<R, S::Error>>
-    where
-        S: Service<Request<RequestBody<B>>, Response = Response<R>>,
-        R: Body<Data = Bytes>,
-        R::Error: Into<BoxError>,
-    {
-        async move {
-            match within(self.terms.ready_timeout, poll_fn(|cx| inner.poll_ready(cx))).await {
-                Some(Ok(())) => {}
-                Some(Err(error)) => return Ran::NeverReady(error),
-                None => return Ran::NotReady,
-            }
-            self.lease.begin();
-            let _timer = RunTimer::start(self.terms.contract);
-            let (head, body) = match inner.call(request).await {
-                Ok(response) => response.into_parts(),
-                Err(error) => return Ran::Error(error),
-            };
-            let steering = self.handle.steering();
-            if steering.already_applied {
-                return Ran::AlreadyApplied(head);
-            }
-            let verdict = self.terms.verdict(&head);
-            if steering.dont_keep || head.status.is_informational() || verdict == Verdict::Unkept {
-                let remember = if steering.dont_keep { self.terms.lease } else { self.terms.remembers(&head, None) };
-                return Ran::Unkept(remember, told(head, ResponseBody::inner(body)));
-            }
-            if verdict == Verdict::Kept && is_endless(&head) {
-                return Ran::Endless(head, body);
-            }
-            let mut collector = Collector::new(body, self.terms.max_kept_body);
-            let filled = within(self.terms.kept_body_timeout, pin!(collector.fill())).await;
-            match filled {
-                // The handler may have said so from inside its body.
-                Some(Ok(Filled::Whole)) if self.handle.steering().already_applied => Ran::AlreadyApplied(head),
-                Some(Ok(Filled::Whole)) => {
-                    let (data, trailers, _) = collector.into_parts();
-                    if !self.terms.keeps(&head, trailers.as_deref()) {
-                        let remember = self.terms.remembers(&head, trailers.as_deref());
-                        return Ran::Unkept(remember, told(head, ResponseBody::buffered(data, trailers)));
-                    }
-                    Ran::Whole(head, data, trailers)
-                }
-                Some(Ok(Filled::OverCap)) | None => {
-                    let (data, _, rest) = collector.into_parts();
-                    Ran::Streaming(head, data, rest)
-                }
-                Some(Err(error)) => Ran::BodyFailed(head, collector.into_parts().0, error.into()),
-            }
-        }
     }
 
     /// Renews the lease until it is lost, and says so. From the time an attempt is overdue it only watches.
