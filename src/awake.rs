@@ -8,14 +8,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::runtime::RuntimeFlavor;
 use tokio_util::task::TaskTracker;
 
-use crate::sync::Runtime;
+use crate::sync::{JoinHandle, Runtime};
 use crate::telemetry;
 
 /// How long a runtime may sleep although a timer is due.
-pub(crate) const MAX_SLEEP: Duration = Duration::from_millis(50);
+const MAX_SLEEP: Duration = Duration::from_millis(50);
 
 /// As long as it is held, a runtime is kept awake.
 pub(crate) type Token = Arc<()>;
@@ -30,6 +31,7 @@ struct Kept {
     /// It is kept awake as long as there are any, too.
     tasks: TaskTracker,
     token: Weak<()>,
+    last: Option<JoinHandle<()>>,
 }
 
 static AWAKE: Mutex<Awake> = Mutex::new(Awake { kept: Vec::new(), has_thread: false });
@@ -59,12 +61,13 @@ fn wake() {
     loop {
         let awake = ADDED.wait_while(lock(), |awake| awake.kept.is_empty());
         let mut awake = awake.unwrap_or_else(PoisonError::into_inner);
-        awake.kept.retain(Kept::is_needed);
-        let runtimes = awake.kept.iter().map(|kept| kept.runtime.clone()).collect::<Vec<_>>();
-        drop(awake);
-        for runtime in runtimes {
-            runtime.spawn(async {});
+        let left = awake.kept.extract_if(.., |kept| !kept.is_needed()).collect::<Vec<_>>();
+        for kept in &mut awake.kept {
+            kept.last = Some(kept.runtime.spawn(async {}));
         }
+        drop(awake);
+        // With the last handle of a runtime goes what its user has left in it.
+        drop(left);
         thread::sleep(MAX_SLEEP);
     }
 }
@@ -81,7 +84,7 @@ impl Awake {
         let is_it = |kept: &&mut Kept| kept.runtime.id() == runtime.id() && TaskTracker::ptr_eq(&kept.tasks, tasks);
         match self.kept.iter_mut().find(is_it) {
             Some(kept) => kept.token = token,
-            None => self.kept.push(Kept { runtime: runtime.clone(), tasks: tasks.clone(), token }),
+            None => self.kept.push(Kept { runtime: runtime.clone(), tasks: tasks.clone(), token, last: None }),
         }
     }
 }
@@ -89,7 +92,10 @@ impl Awake {
 // === impl Kept ===
 
 impl Kept {
-    fn is_needed(&self) -> bool {
-        self.token.strong_count() > 0 || !self.tasks.is_empty()
+    fn is_needed(&mut self) -> bool {
+        // A runtime that has ended cancels what is spawned in it.
+        let last = self.last.take().and_then(|last| last.now_or_never());
+        let has_ended = matches!(last, Some(Err(_)));
+        !has_ended && (self.token.strong_count() > 0 || !self.tasks.is_empty())
     }
 }

@@ -1,27 +1,21 @@
-//! Who polls an attempt, and who renews its lease.
+//! Who polls an attempt.
 //!
-//! Its caller polls it, as long as it stays and it does not take long, and nobody renews a lease so young. All others get two
-//! tasks of their own.
+//! Its caller does, as long as it stays and it does not take long. All others get a task of their own. The lease is renewed in
+//! another from the start.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 use tracing::{Instrument as _, Span};
 
 use super::Run;
-use crate::alarms::{self, Alarm, Called};
-use crate::awake;
+use crate::alarms::{Alarm, Called};
 use crate::ledger::Ledger;
 use crate::sync::{Mutex, Runtime, lock, try_lock};
-
-/// What is due by then, such as a short lease, has a task from the start. All others have one when the alarm goes off, which may be
-/// late: its runtime may be asleep.
-const SOON: Duration = alarms::DELAY.saturating_add(awake::MAX_SLEEP.saturating_mul(2));
 
 /// An attempt in the hands of its caller, who waits for a reply. Dropped, it goes on without.
 pub(super) struct Attended<T> {
@@ -52,11 +46,10 @@ impl<T> Attended<T> {
             runtime: Runtime::current(),
             span: Span::current(),
         });
-        if run.is_due_by(run.started + SOON) {
-            run.start_keeper(&work.runtime);
-            // What is spawned last may wait for this very thread, which a handler may be about to block.
-            work.runtime.spawn(async {});
-        }
+        // Not by the alarm: the task that lets it go off may itself wait for a thread that a handler blocks.
+        run.start_keeper(&work.runtime);
+        // What is spawned last may wait for this very thread, which its handler may be about to block.
+        work.runtime.spawn(async {});
         let called: Weak<Work> = Arc::downgrade(&work);
         let alarm = work.ledger.alarms().set(run.started, called, &work.runtime);
         Self { work, alarm, reply }

@@ -165,11 +165,6 @@ impl Lease {
         Keys { current: self.key, previous: self.previous.as_ref().map(|previous| previous.key) }
     }
 
-    /// Whether it is to be renewed by then.
-    pub(crate) fn is_due_by(&self, then: Instant) -> bool {
-        self.renew_at <= then || self.previous.as_ref().is_some_and(|previous| previous.is_due_by(then))
-    }
-
     pub(crate) fn claim(&self) -> &Claim {
         &self.claim
     }

@@ -231,11 +231,6 @@ impl Run {
         self.started + self.terms.max_attempt
     }
 
-    /// Whether by then the lease is to be renewed, or the attempt is overdue.
-    fn is_due_by(&self, then: Instant) -> bool {
-        self.lease.is_due_by(then) || self.overdue() <= then
-    }
-
     /// Has the lease renewed in a task of its own: a handler that blocks its thread must not lose its lease by that.
     fn start_keeper(self: &Arc<Self>, runtime: &Runtime) {
         if !matches!(*lock(&self.keeper), Keeper::Unneeded) {
