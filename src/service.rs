@@ -13,11 +13,12 @@ use std::future::poll_fn;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, request};
 use http_body::Body;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tower::{BoxError, Service};
 
 use crate::attempt::{Asked, Attempt, Lease, Run};
@@ -186,6 +187,8 @@ impl<S> Delivery<S> {
         R::Error: Into<BoxError>,
     {
         async move {
+            // Panics in a runtime without timers: there no lease could be renewed, so nothing is claimed.
+            drop(sleep(Duration::ZERO));
             let mut seat = Seat::take(&self.ledger, event.keys.current, event.fingerprint, self.terms.refuses_other());
             let claimed = loop {
                 let mut lead = match seat.turn(event.patience, &mut report).await {

@@ -188,6 +188,19 @@ fn one_whose_caller_is_polled_in_a_runtime_without_timers_is_kept() {
 }
 
 #[test]
+fn none_starts_in_a_runtime_without_timers() {
+    let store = MemoryStore::new();
+    let app = working(&Ledger::new(store.clone()), Duration::ZERO);
+    let without_timers = Builder::new_current_thread().build().unwrap();
+    let delivery = app.send(event("e"));
+    let panicked = thread::spawn(move || without_timers.block_on(delivery)).join().is_err();
+    assert!(panicked, "it was answered");
+    assert_eq!(app.runs(), 0);
+    let runtime = multi_thread();
+    assert_eq!(runtime.block_on(rival(&store).send(event("e"))).body, "run 1");
+}
+
+#[test]
 fn one_whose_caller_is_dropped_outside_of_a_runtime_goes_on() {
     let store = MemoryStore::new();
     let runtime = multi_thread();
