@@ -14,7 +14,7 @@ use crate::awake::{self, Token};
 use crate::sync::{Mutex, Runtime, RuntimeId, lock};
 
 /// How long after it was set an alarm goes off.
-pub(crate) const DELAY: Duration = Duration::from_millis(100);
+const DELAY: Duration = Duration::from_millis(100);
 
 /// All alarms of a ledger that are set.
 pub(crate) struct Alarms {
@@ -66,7 +66,8 @@ impl Alarms {
         Self { set: Arc::default(), tasks }
     }
 
-    /// Sets one, at that time or soon after.
+    /// Sets one that goes off [`DELAY`] after `now`. It may spawn a task, and what is spawned last may wait for a thread that is about to be
+    /// blocked: the caller spawns another.
     pub(crate) fn set(&self, now: Instant, called: Weak<dyn Called>, runtime: &Runtime) -> Alarm {
         let id = runtime.id();
         let at = now + DELAY;
@@ -75,8 +76,6 @@ impl Alarms {
             let awake = awake::keep(runtime, &self.tasks);
             // A runtime that is ending drops it here and now.
             runtime.spawn(Watch { set: Arc::downgrade(&self.set), runtime: id, _awake: awake }.keep(at));
-            // What is spawned last may wait for this very thread, which a handler may be about to block.
-            runtime.spawn(async {});
         }
         Alarm { runtime: id, number }
     }

@@ -1,12 +1,13 @@
 //! Keeps a runtime awake in which a handler may block a thread.
 //!
 //! Of the threads of a runtime one at a time waits for timers and sockets, and the others sleep. When that one takes a task which
-//! blocks it, nobody sees to timers until something wakes another, and no lease is renewed. So, as long as attempts run in a
-//! runtime, a thread that belongs to none spawns a task there now and then, which does nothing but wake whoever sleeps.
+//! blocks it, nobody sees to timers until something wakes another, and no lease is renewed. So a thread that
+//! belongs to none spawns a task there now and then, which does nothing but wake whoever sleeps: in each runtime that has had attempts, as
+//! long as their ledger has any.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread;
 use std::time::Duration;
+use std::{io, thread};
 
 use futures_util::FutureExt as _;
 use tokio::runtime::RuntimeFlavor;
@@ -42,17 +43,11 @@ pub(crate) fn keep(runtime: &Runtime, tasks: &TaskTracker) -> Token {
     let token = Token::default();
     // Where there is but one thread, it runs what blocks it or sees to timers.
     if runtime.runtime_flavor() != RuntimeFlavor::CurrentThread {
-        let mut awake = lock();
-        awake.keep(runtime, tasks, &token);
-        if !awake.has_thread {
-            let thread = thread::Builder::new().name("idempotency-awake".to_owned()).spawn(wake);
-            awake.has_thread = thread.is_ok();
-            if let Err(error) = thread {
-                telemetry::no_thread(&error);
-            }
-        }
-        drop(awake);
+        let failed = lock().keep(runtime, tasks, &token).err();
         ADDED.notify_one();
+        if let Some(error) = failed {
+            telemetry::no_thread(&error);
+        }
     }
     token
 }
@@ -79,13 +74,19 @@ fn lock() -> MutexGuard<'static, Awake> {
 // === impl Awake ===
 
 impl Awake {
-    fn keep(&mut self, runtime: &Runtime, tasks: &TaskTracker, token: &Token) {
+    /// Fails where there is no thread to do it.
+    fn keep(&mut self, runtime: &Runtime, tasks: &TaskTracker, token: &Token) -> io::Result<()> {
         let token = Arc::downgrade(token);
         let is_it = |kept: &&mut Kept| kept.runtime.id() == runtime.id() && TaskTracker::ptr_eq(&kept.tasks, tasks);
         match self.kept.iter_mut().find(is_it) {
             Some(kept) => kept.token = token,
             None => self.kept.push(Kept { runtime: runtime.clone(), tasks: tasks.clone(), token, last: None }),
         }
+        if !self.has_thread {
+            thread::Builder::new().name("idempotency-awake".to_owned()).spawn(wake)?;
+            self.has_thread = true;
+        }
+        Ok(())
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) struct Within<F> {
     timer: Option<Pin<Box<Unconstrained<Sleep>>>>,
 }
 
-/// What comes of it, unless that takes longer. The limit counts from when it is first polled.
+/// What comes of it, unless that takes longer. The limit counts from the end of its first poll.
 pub(crate) const fn within<F: Future + Unpin>(limit: Duration, future: F) -> Within<F> {
     Within { future, limit, timer: None }
 }

@@ -28,7 +28,6 @@ pub(super) struct Attended<T> {
 /// holds on to what has ended must not hold its place, nor its claim.
 struct Work {
     ledger: Ledger,
-    run: Weak<Run>,
     /// As long as the caller has it.
     attempt: Mutex<Option<BoxFuture<'static, ()>>>,
     runtime: Runtime,
@@ -41,17 +40,16 @@ impl<T> Attended<T> {
     pub(super) fn new(run: &Arc<Run>, attempt: BoxFuture<'static, ()>, reply: oneshot::Receiver<T>) -> Self {
         let work = Arc::new(Work {
             ledger: run.lease.ledger().clone(),
-            run: Arc::downgrade(run),
             attempt: Mutex::new(Some(attempt)),
             runtime: Runtime::current(),
             span: Span::current(),
         });
         // Not by the alarm: the task that lets it go off may itself wait for a thread that a handler blocks.
         run.start_keeper(&work.runtime);
-        // What is spawned last may wait for this very thread, which its handler may be about to block.
-        work.runtime.spawn(async {});
         let called: Weak<Work> = Arc::downgrade(&work);
         let alarm = work.ledger.alarms().set(run.started, called, &work.runtime);
+        // What is spawned last may wait for this very thread, which its handler may be about to block.
+        work.runtime.spawn(async {});
         Self { work, alarm, reply }
     }
 }
@@ -90,18 +88,9 @@ impl Work {
         }
     }
 
-    fn has_lease_renewed(&self) {
-        // Who holds it last may give the claim back, in its runtime.
-        let _in = self.runtime.enter();
-        if let Some(run) = self.run.upgrade() {
-            run.start_keeper(&self.runtime);
-        }
-    }
-
     /// Leaves the attempt, unless it has ended, to a task.
     fn leave(&self, attempt: Option<BoxFuture<'static, ()>>) {
         if let Some(attempt) = attempt {
-            self.has_lease_renewed();
             self.ledger.spawn(&self.runtime, attempt.instrument(self.span.clone()));
         }
     }
@@ -109,7 +98,6 @@ impl Work {
 
 impl Called for Work {
     fn called(self: Arc<Self>) -> bool {
-        self.has_lease_renewed();
         let Some(mut attempt) = try_lock(&self.attempt) else {
             // It is being polled.
             return true;

@@ -10,10 +10,9 @@ mod lease;
 mod stream;
 
 use std::any::Any;
-use std::mem;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -47,19 +46,11 @@ pub(crate) struct Run {
     ticket: Mutex<Ticket>,
     /// Until the attempt has lost, is overdue, or has ended.
     lead: Mutex<Option<Lead>>,
-    keeper: Mutex<Keeper>,
+    /// The task that renews the lease.
+    keeper: OnceLock<AbortHandle>,
     handle: Attempt,
     /// Whether the request body, where it is streamed through, has failed.
     request_failed: Failed,
-}
-
-/// The task that renews the lease.
-enum Keeper {
-    /// None so far.
-    Unneeded,
-    Renews(AbortHandle),
-    /// None any more.
-    Rests,
 }
 
 /// Who is to be answered.
@@ -92,7 +83,7 @@ impl Run {
             lease,
             lead: Mutex::new(Some(lead)),
             ticket: Mutex::new(ticket),
-            keeper: Mutex::new(Keeper::Unneeded),
+            keeper: OnceLock::new(),
             request_failed,
         }
     }
@@ -233,22 +224,12 @@ impl Run {
 
     /// Has the lease renewed in a task of its own: a handler that blocks its thread must not lose its lease by that.
     fn start_keeper(self: &Arc<Self>, runtime: &Runtime) {
-        if !matches!(*lock(&self.keeper), Keeper::Unneeded) {
-            return;
-        }
-        // A runtime that is ending drops it here and now, and what it holds must not find a lock taken.
-        let started = self.lease.ledger().spawn(runtime, Arc::clone(self).keep());
-        let mut keeper = lock(&self.keeper);
-        match *keeper {
-            Keeper::Unneeded => *keeper = Keeper::Renews(started),
-            Keeper::Renews(_) | Keeper::Rests => started.abort(),
-        }
+        let _ = self.keeper.set(self.lease.ledger().spawn(runtime, Arc::clone(self).keep()));
     }
 
     /// Renews no more: a key that is finished or given back must not come to life again.
     fn rest(&self) {
-        let keeper = mem::replace(&mut *lock(&self.keeper), Keeper::Rests);
-        if let Keeper::Renews(keeper) = keeper {
+        if let Some(keeper) = self.keeper.get() {
             keeper.abort();
         }
     }
