@@ -172,6 +172,68 @@ fn assert_blocked_keeps_its_lease(runtime: &Runtime, store: &MemoryStore, blocks
     assert_eq!(runtime.block_on(blocking).unwrap().body, "run 1");
 }
 
+/// What a timer wakes may wait for the thread that saw to the timer, from which no other takes it, and that thread may take a task from
+/// outside first, which blocks it. Were it what looks after all alarms, no lease may depend on it.
+#[test]
+fn one_that_blocks_its_thread_takes_no_lease_from_another() {
+    for round in 0..3 {
+        let store = MemoryStore::new();
+        let ledger = Ledger::new(store.clone());
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(3)
+            .event_interval(1)
+            .global_queue_interval(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let waits = App::new(&leased(&ledger, LONG_LEASE), |_, run| async move {
+            sleep(LONG_LEASE * 3).await;
+            answer(200, format!("run {run}"))
+        });
+        let blocks = App::new(&leased(&ledger, LONG_LEASE), |_, run| {
+            thread::sleep(LONG_LEASE * 3);
+            async move { answer(200, format!("run {run}")) }
+        });
+        let waiting = runtime.spawn(async move { waits.send(event("waits")).await });
+        // All threads are busy when the alarm of the first is to go off, at 100 ms, and one then takes the second.
+        thread::sleep(Duration::from_millis(95));
+        for time in [12, 16, 20].map(Duration::from_millis) {
+            runtime.spawn(async move { thread::sleep(time) });
+        }
+        thread::sleep(Duration::from_millis(3));
+        let blocking = runtime.spawn(async move { blocks.send(event("blocks")).await });
+        thread::sleep(LONG_LEASE * 3 / 2);
+        let other = Builder::new_current_thread().enable_all().build().unwrap();
+        for key in ["waits", "blocks"] {
+            let told = other.block_on(rival(&store).send(event(key)));
+            assert_eq!(told.code().as_deref(), Some("running"), "{key}, round {round}");
+        }
+        for attempt in [waiting, blocking] {
+            assert_eq!(runtime.block_on(attempt).unwrap().body, "run 1");
+        }
+    }
+}
+
+/// As long as its ledger has an attempt elsewhere.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_runtime_that_has_ended_leaves_no_descriptors() {
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let ledger = Ledger::new(MemoryStore::new());
+    let lasting = multi_thread();
+    let mut hanging = working(&ledger, LEASE * 100).send(event("hangs"));
+    lasting.block_on(begin(&mut hanging));
+    let before = open();
+    for n in 0..100 {
+        let delivery = working(&ledger, Duration::ZERO).send(event(&n.to_string()));
+        multi_thread().block_on(delivery);
+    }
+    thread::sleep(Duration::from_millis(500));
+    let after = open();
+    // Other tests open some of their own meanwhile; each of these would leave four.
+    assert!(after < before + 200, "{before} before, {after} after");
+}
+
 #[test]
 fn one_whose_caller_is_polled_in_a_runtime_without_timers_is_kept() {
     let store = MemoryStore::new();
