@@ -94,7 +94,6 @@ struct TimedOut;
 impl Ledger {
     /// A ledger over a store, whose type is erased.
     pub fn new(store: impl Store) -> Self {
-        let tasks = TaskTracker::new();
         Self(Arc::new(Inner {
             store: Box::new(store),
             store_timeout_ms: AtomicU64::new(STORE_TIMEOUT.as_millis() as u64),
@@ -106,8 +105,8 @@ impl Ledger {
             in_flight: Gauge::new(MAX_IN_FLIGHT, Some(Shows::Running)),
             overdue: Gauge::new(MAX_OVERDUE, Some(Shows::Overdue)),
             given_up: Gauge::new(MAX_GIVEN_UP, Some(Shows::GivenUp)),
-            alarms: Alarms::new(tasks.clone()),
-            tasks,
+            alarms: Alarms::default(),
+            tasks: TaskTracker::new(),
             draining: AtomicBool::new(false),
         }))
     }

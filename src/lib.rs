@@ -104,12 +104,11 @@
 //! - `conformance`: `store::conformance`, the suite for authors of stores.
 //!
 //! Features add, and `gzip` adds keys where there were none. The layer runs on tokio: it starts tasks and keeps time there. While
-//! attempts run, a thread of its own wakes runtimes of several threads twenty times a second, so that a handler that blocks one of
-//! them keeps its lease.
+//! attempts run in a runtime of several threads, a thread of its own looks twenty times a second whether one has taken long, so that a
+//! handler that blocks a thread of the runtime keeps its lease.
 
 mod alarms;
 mod attempt;
-mod awake;
 mod body;
 mod breaker;
 pub mod caller;
@@ -138,6 +137,7 @@ pub mod store;
 mod sync;
 pub mod telemetry;
 mod terms;
+mod ticker;
 mod wire;
 mod within;
 

@@ -8,13 +8,13 @@ pub(crate) use std::sync::{Mutex, MutexGuard, atomic};
 use std::sync::{PoisonError, TryLockError};
 
 #[cfg(all(test, shuttle))]
-pub(crate) use shuttle::future::{AbortHandle, JoinHandle};
+pub(crate) use shuttle::future::AbortHandle;
 #[cfg(all(test, shuttle))]
 pub(crate) use shuttle::sync::{Mutex, MutexGuard, atomic};
 #[cfg(not(all(test, shuttle)))]
 pub(crate) use tokio::runtime::{Handle as Runtime, Id as RuntimeId};
 #[cfg(not(all(test, shuttle)))]
-pub(crate) use tokio::task::{AbortHandle, JoinHandle};
+pub(crate) use tokio::task::AbortHandle;
 
 /// Locks, also after a panic elsewhere: no step under a lock of this crate can panic halfway, so what is guarded is whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -55,7 +55,7 @@ impl Runtime {
 
     pub(crate) fn enter(&self) {}
 
-    pub(crate) fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
+    pub(crate) fn spawn<F>(&self, task: F) -> shuttle::future::JoinHandle<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
     {

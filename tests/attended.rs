@@ -129,7 +129,7 @@ async fn one_that_blocks_its_thread_from_the_first_poll_on_keeps_its_lease() {
     }
 }
 
-/// Another one, a moment before, leaves a task that looks after alarms, and a thread that looks after timers.
+/// Another one, a moment before, leaves a thread of the runtime that looks after timers.
 #[test]
 fn one_that_blocks_its_thread_soon_after_another_keeps_its_lease() {
     for (workers, lease) in [(2, LEASE), (4, LEASE), (2, LONG_LEASE), (4, LONG_LEASE)] {
@@ -173,7 +173,7 @@ fn assert_blocked_keeps_its_lease(runtime: &Runtime, store: &MemoryStore, blocks
 }
 
 /// What a timer wakes may wait for the thread that saw to the timer, from which no other takes it, and that thread may take a task from
-/// outside first, which blocks it. Were it what looks after all alarms, no lease may depend on it.
+/// outside first, which blocks it. Were it a task that looks after alarms, all leases would be lost.
 #[test]
 fn one_that_blocks_its_thread_takes_no_lease_from_another() {
     for round in 0..3 {
@@ -212,6 +212,27 @@ fn one_that_blocks_its_thread_takes_no_lease_from_another() {
             assert_eq!(runtime.block_on(attempt).unwrap().body, "run 1");
         }
     }
+}
+
+/// Nobody else has anything to do in either.
+#[test]
+fn a_runtime_is_woken_only_as_long_as_a_lease_is_renewed_in_it() {
+    let ledger = Ledger::new(MemoryStore::new());
+    let (idle, busy) = (multi_thread(), multi_thread());
+    let parked = |runtime: &Runtime| {
+        let metrics = runtime.metrics();
+        (0..metrics.num_workers()).map(|worker| metrics.worker_park_count(worker)).sum::<u64>()
+    };
+    idle.block_on(working(&ledger, Duration::ZERO).send(event("has been")));
+    let mut hangs = working(&ledger, LEASE * 100).send(event("hangs"));
+    busy.block_on(begin(&mut hangs));
+    thread::sleep(Duration::from_millis(200));
+    let before = [&idle, &busy].map(parked);
+    thread::sleep(Duration::from_secs(1));
+    let after = [&idle, &busy].map(parked);
+    assert_eq!(after[0], before[0], "the idle one was woken");
+    // Twenty times a second, and some more for renewals.
+    assert!(after[1] > before[1] + 10, "{before:?} before, {after:?} after");
 }
 
 /// As long as its ledger has an attempt elsewhere.

@@ -1,21 +1,26 @@
-//! Who polls an attempt.
+//! Who polls an attempt, and who renews its lease.
 //!
-//! Its caller does, as long as it stays and it does not take long. All others get a task of their own. The lease is renewed in
-//! another from the start.
+//! Its caller polls it, as long as it stays and it does not take long, and nobody renews a lease so young. All others get a task
+//! of their own for either.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 use tracing::{Instrument as _, Span};
 
 use super::Run;
-use crate::alarms::{Alarm, Called};
+use crate::alarms::{self, Alarm, OnAlarm, Then};
 use crate::ledger::Ledger;
 use crate::sync::{Mutex, Runtime, lock, try_lock};
+use crate::ticker;
+
+/// What is due by then, such as a short lease, has a task from the start: the alarm may be late, and the task behind it.
+const SOON: Duration = alarms::DELAY.saturating_add(ticker::PERIOD.saturating_mul(2));
 
 /// An attempt in the hands of its caller, who waits for a reply. Dropped, it goes on without.
 pub(super) struct Attended<T> {
@@ -28,6 +33,7 @@ pub(super) struct Attended<T> {
 /// holds on to what has ended must not hold its place, nor its claim.
 struct Work {
     ledger: Ledger,
+    run: Weak<Run>,
     /// As long as the caller has it.
     attempt: Mutex<Option<BoxFuture<'static, ()>>>,
     runtime: Runtime,
@@ -40,16 +46,17 @@ impl<T> Attended<T> {
     pub(super) fn new(run: &Arc<Run>, attempt: BoxFuture<'static, ()>, reply: oneshot::Receiver<T>) -> Self {
         let work = Arc::new(Work {
             ledger: run.lease.ledger().clone(),
+            run: Arc::downgrade(run),
             attempt: Mutex::new(Some(attempt)),
             runtime: Runtime::current(),
             span: Span::current(),
         });
-        // Not by the alarm: the task that lets it go off may itself wait for a thread that a handler blocks.
-        run.start_keeper(&work.runtime);
-        let called: Weak<Work> = Arc::downgrade(&work);
-        let alarm = work.ledger.alarms().set(run.started, called, &work.runtime);
-        // What is spawned last may wait for this very thread, which its handler may be about to block.
-        work.runtime.spawn(async {});
+        if run.is_due_by(run.started + SOON) {
+            run.start_renewals(&work.runtime);
+            work.unslot();
+        }
+        let told: Weak<Work> = Arc::downgrade(&work);
+        let alarm = work.ledger.alarms().set(run.started, told, &work.runtime);
         Self { work, alarm, reply }
     }
 }
@@ -88,23 +95,39 @@ impl Work {
         }
     }
 
+    fn start_renewals(&self) {
+        // Who holds it last may give the claim back, in its runtime.
+        let _in = self.runtime.enter();
+        if let Some(run) = self.run.upgrade() {
+            run.start_renewals(&self.runtime);
+        }
+    }
+
     /// Leaves the attempt, unless it has ended, to a task.
     fn leave(&self, attempt: Option<BoxFuture<'static, ()>>) {
         if let Some(attempt) = attempt {
+            self.start_renewals();
             self.ledger.spawn(&self.runtime, attempt.instrument(self.span.clone()));
+            self.unslot();
         }
+    }
+
+    /// What a task spawns last waits for its very thread, which it may be about to block. So that is a task that does nothing.
+    fn unslot(&self) {
+        self.runtime.spawn(async {});
     }
 }
 
-impl Called for Work {
-    fn called(self: Arc<Self>) -> bool {
+impl OnAlarm for Work {
+    fn on_alarm(self: Arc<Self>) -> Then {
+        self.start_renewals();
         let Some(mut attempt) = try_lock(&self.attempt) else {
             // It is being polled.
-            return true;
+            return Then::Snooze;
         };
         let taken = attempt.take();
         drop(attempt);
         self.leave(taken);
-        false
+        Then::Done
     }
 }

@@ -102,7 +102,7 @@ impl Run {
         executed: Executed,
     ) {
         self.lease.begin();
-        self.rest();
+        self.stop_renewals();
         // Taken first: a renewal that crosses the release is told that it lost, and would step down.
         let lead = self.take_lead();
         let mut release = pin!(self.lease.release(remember));
@@ -142,7 +142,7 @@ impl Run {
 
     /// Tells those who wait what came of the completion.
     fn end(&self, pursued: Pursued, record: &Bytes, as_of: AsOf) {
-        self.rest();
+        self.stop_renewals();
         if pursued == Pursued::Held {
             let (key, fingerprint) = (self.lease.keys().current, self.lease.claim().fingerprint);
             self.lease.ledger().near().put(as_of, key, fingerprint, record, self.retention());

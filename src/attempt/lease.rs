@@ -165,6 +165,11 @@ impl Lease {
         Keys { current: self.key, previous: self.previous.as_ref().map(|previous| previous.key) }
     }
 
+    /// Whether it is to be renewed by then.
+    pub(crate) fn is_due_by(&self, then: Instant) -> bool {
+        self.renew_at <= then || self.previous.as_ref().is_some_and(|previous| previous.is_due_by(then))
+    }
+
     pub(crate) fn claim(&self) -> &Claim {
         &self.claim
     }
@@ -174,17 +179,17 @@ impl Lease {
     }
 
     /// Renews the lease until it is lost, or until `deadline`.
-    pub(crate) async fn keep(&self, deadline: Instant) -> Ended {
+    pub(crate) async fn renew(&self, deadline: Instant) -> Ended {
         match &self.previous {
-            None => self.keep_one(deadline).await,
+            None => self.renew_one(deadline).await,
             Some(previous) => tokio::select! {
-                ended = self.keep_one(deadline) => ended,
-                ended = previous.keep_one(deadline) => ended,
+                ended = self.renew_one(deadline) => ended,
+                ended = previous.renew_one(deadline) => ended,
             },
         }
     }
 
-    async fn keep_one(&self, deadline: Instant) -> Ended {
+    async fn renew_one(&self, deadline: Instant) -> Ended {
         let mut renew_at = self.renew_at;
         loop {
             sleep_until(renew_at.min(deadline)).await;

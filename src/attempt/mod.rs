@@ -36,6 +36,7 @@ use crate::rejection::Rejection;
 use crate::sync::{AbortHandle, Mutex, Runtime, lock};
 use crate::telemetry::{Executed, Report};
 use crate::terms::Terms;
+use crate::ticker;
 
 /// An attempt, with all that it holds until it ends.
 pub(crate) struct Run {
@@ -46,8 +47,8 @@ pub(crate) struct Run {
     ticket: Mutex<Ticket>,
     /// Until the attempt has lost, is overdue, or has ended.
     lead: Mutex<Option<Lead>>,
-    /// The task that renews the lease.
-    keeper: OnceLock<AbortHandle>,
+    /// The task that renews the lease, once there is one. None if there will be none any more.
+    renewals: OnceLock<Option<AbortHandle>>,
     handle: Attempt,
     /// Whether the request body, where it is streamed through, has failed.
     request_failed: Failed,
@@ -83,7 +84,7 @@ impl Run {
             lease,
             lead: Mutex::new(Some(lead)),
             ticket: Mutex::new(ticket),
-            keeper: OnceLock::new(),
+            renewals: OnceLock::new(),
             request_failed,
         }
     }
@@ -202,10 +203,10 @@ impl Run {
     }
 
     /// Renews the lease until it is lost, and says so. From the time an attempt is overdue it only watches.
-    async fn keep(self: Arc<Self>) {
-        let kept = AssertUnwindSafe(self.lease.keep(self.overdue())).catch_unwind().await;
+    async fn renew(self: Arc<Self>) {
+        let renewed = AssertUnwindSafe(self.lease.renew(self.overdue())).catch_unwind().await;
         // A store that panics says nothing of the claim, but nobody else is left to make way.
-        let Ok(ended) = kept else { return self.step_down() };
+        let Ok(ended) = renewed else { return self.step_down() };
         if let Ended::Overdue = ended {
             // What hangs does not keep others from running, as long as not too many do.
             if let Some(ticket) = self.lease.ledger().overdue() {
@@ -222,15 +223,33 @@ impl Run {
         self.started + self.terms.max_attempt
     }
 
-    /// Has the lease renewed in a task of its own: a handler that blocks its thread must not lose its lease by that.
-    fn start_keeper(self: &Arc<Self>, runtime: &Runtime) {
-        let _ = self.keeper.set(self.lease.ledger().spawn(runtime, Arc::clone(self).keep()));
+    /// Whether by then the lease is to be renewed, or the attempt is overdue.
+    fn is_due_by(&self, then: Instant) -> bool {
+        self.lease.is_due_by(then) || self.overdue() <= then
+    }
+
+    /// Has the lease renewed in a task of its own, if it is not yet: a handler that blocks its thread must not lose its lease by that.
+    fn start_renewals(self: &Arc<Self>, runtime: &Runtime) {
+        if self.renewals.get().is_some() {
+            return;
+        }
+        let awake = ticker::keep_awake(runtime);
+        let run = Arc::clone(self);
+        let started = self.lease.ledger().spawn(runtime, async move {
+            run.renew().await;
+            drop(awake);
+        });
+        if let Err(Some(too_late)) = self.renewals.set(Some(started)) {
+            too_late.abort();
+        }
     }
 
     /// Renews no more: a key that is finished or given back must not come to life again.
-    fn rest(&self) {
-        if let Some(keeper) = self.keeper.get() {
-            keeper.abort();
+    fn stop_renewals(&self) {
+        if self.renewals.set(None).is_err()
+            && let Some(Some(renewals)) = self.renewals.get()
+        {
+            renewals.abort();
         }
     }
 
@@ -248,6 +267,6 @@ fn told<R>(head: response::Parts, body: ResponseBody<R>) -> Told<R> {
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        self.0.rest();
+        self.0.stop_renewals();
     }
 }
