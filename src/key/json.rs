@@ -96,19 +96,31 @@ impl FromStr for Json {
 ///
 /// An empty body has no members; in a body that is not JSON, to its last byte, all are malformed.
 pub(super) fn select(body: &[u8], paths: &[Json]) -> Vec<Found> {
+    if body.is_empty() {
+        return vec![Ok(None); paths.len()];
+    }
+    let found = match str::from_utf8(body) {
+        // Checked here once, and not for each name.
+        Ok(text) => read_through(|| serde_json::Deserializer::from_str(text), paths),
+        // A text that is not looked into may be in any encoding.
+        Err(_) => read_through(|| serde_json::Deserializer::from_slice(body), paths),
+    };
+    found.unwrap_or_else(|_| vec![Err(Malformed("the body is not JSON")); paths.len()])
+}
+
+/// Once over the body, or twice where there is a number in it that no double can hold.
+fn read_through<'b, R: serde_json::de::Read<'b>>(
+    read: impl Fn() -> serde_json::Deserializer<R>,
+    paths: &[Json],
+) -> Result<Vec<Found>, serde_json::Error> {
     let pass = |careful| {
         let mut found = vec![Ok(None); paths.len()];
         let wanted = paths.iter().enumerate().map(|(slot, path)| Wanted { slot, rest: &path.segments }).collect();
-        let mut deserializer = serde_json::Deserializer::from_slice(body);
+        let mut deserializer = read();
         let select = Select { wanted, found: &mut found, careful };
         select.deserialize(&mut deserializer).and_then(|()| deserializer.end()).map(|()| found)
     };
-    match body {
-        [] => vec![Ok(None); paths.len()],
-        _ => pass(false)
-            .or_else(|_| pass(true))
-            .unwrap_or_else(|_| vec![Err(Malformed("the body is not JSON")); paths.len()]),
-    }
+    pass(false).or_else(|_| pass(true))
 }
 
 #[derive(Clone, Copy)]

@@ -85,8 +85,17 @@ fn what_is_not_a_scalar_or_not_json_is_malformed() {
     ] {
         assert!(malformed(&of_body(&json("$.id"), body)), "{body}");
     }
+}
+
+/// As old senders write it, who know no other encoding than theirs.
+#[test]
+fn text_that_is_not_utf_8_is_no_matter_where_nobody_looks() {
     let (head, ()) = Request::new(()).into_parts();
-    assert!(malformed(&json("$.id").extract(&head, &Bytes::from_static(b"{\"id\":\"\xff\"}"), WEBHOOK, usize::MAX)));
+    let extract = |body| json("$.id").extract(&head, &Bytes::from_static(body), WEBHOOK, usize::MAX);
+    assert_eq!(extract(b"{\"note\":\"caf\xe9\",\"id\":1}"), Ok(Some(vec![number("1")])));
+    assert_eq!(extract(b"{\"note\":1e999,\"cafe\":[\"\xc3\xa9\"],\"id\":1}"), Ok(Some(vec![number("1")])));
+    assert!(malformed(&extract(b"{\"id\":\"\xff\"}")));
+    assert!(malformed(&extract(b"{\"caf\xe9\":2,\"id\":1}")));
 }
 
 #[test]
