@@ -8,8 +8,9 @@ use std::fmt;
 /// How much is digested in one go, in bytes: all that makes up most keys and small payloads, and no more than a chunk of BLAKE3.
 const SHORT: usize = 512;
 
-/// What stands before each part: its tag and its length.
-const HEAD: usize = 1 + size_of::<u64>();
+/// What stands before each part, at most, in bytes: its tag, and its length, with seven bits to a byte and the lowest first.
+/// A hash has a price for every 64 bytes, and most parts need one for their length.
+const MAX_HEAD: usize = 1 + (u64::BITS as usize).div_ceil(7);
 
 /// A digest under way.
 pub(crate) struct Digest {
@@ -38,23 +39,32 @@ impl Digest {
     }
 
     pub(crate) fn part(&mut self, tag: u8, bytes: &[u8]) {
-        let mut head = [tag; HEAD];
-        head[1..].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
-        let rest = self.short[self.len..].split_at_mut_checked(HEAD).filter(|_| self.long.is_none());
-        if let Some((start, rest)) = rest
-            && let Some(rest) = rest.get_mut(..bytes.len())
-        {
-            start.copy_from_slice(&head);
-            rest.copy_from_slice(bytes);
-            self.len += HEAD + bytes.len();
-            return;
+        match bytes.len() {
+            len @ 0..128 => self.add(&[tag, len as u8], bytes),
+            len => {
+                let (head, head_len) = long_head(tag, len as u64);
+                self.add(&head[..head_len], bytes);
+            }
         }
-        self.add(&head);
-        self.add(bytes);
+    }
+
+    #[inline(always)]
+    fn add(&mut self, head: &[u8], bytes: &[u8]) {
+        let len = head.len() + bytes.len();
+        if self.long.is_none()
+            && let Some(room) = self.short.get_mut(self.len..self.len + len)
+        {
+            room[..head.len()].copy_from_slice(head);
+            room[head.len()..].copy_from_slice(bytes);
+            self.len += len;
+        } else {
+            self.add_long(head);
+            self.add_long(bytes);
+        }
     }
 
     /// Adds to what is no longer short.
-    fn add(&mut self, bytes: &[u8]) {
+    fn add_long(&mut self, bytes: &[u8]) {
         let start = || {
             let mut hasher = match &self.secret {
                 None => blake3::Hasher::new(),
@@ -81,6 +91,18 @@ impl Digest {
     }
 }
 
+/// What stands before a part of 128 bytes or more, and how many bytes of it.
+fn long_head(tag: u8, mut length: u64) -> ([u8; MAX_HEAD], usize) {
+    let (mut head, mut len) = ([tag; MAX_HEAD], 1);
+    while length >= 0x80 {
+        head[len] = length as u8 | 0x80;
+        length >>= 7;
+        len += 1;
+    }
+    head[len] = length as u8;
+    (head, len + 1)
+}
+
 impl Secret {
     /// A secret of any length.
     pub(crate) fn new(secret: &[u8]) -> Self {
@@ -103,15 +125,27 @@ mod tests {
     fn a_digest_is_that_of_all_its_bytes() {
         let bytes = vec![7; 5000];
         for secret in [None, Some(Secret::new(b"a secret"))] {
-            for lengths in
-                [vec![], vec![1], vec![490], vec![491], vec![492], vec![499, 1, 1], vec![5000], vec![3, 4000, 0, 9]]
-            {
+            for lengths in [
+                vec![],
+                vec![1],
+                vec![127],
+                vec![128],
+                vec![502],
+                vec![503],
+                vec![504],
+                vec![499, 1, 1],
+                vec![5000],
+                vec![3, 4000, 0, 9],
+            ] {
                 let mut digest = Digest::keyed("test", secret.as_ref());
-                let mut whole = b"#\x04\0\0\0\0\0\0\0test".to_vec();
+                let mut whole = b"#\x04test".to_vec();
                 for length in lengths {
                     digest.part(b'p', &bytes[..length]);
                     whole.push(b'p');
-                    whole.extend((length as u64).to_le_bytes());
+                    match length {
+                        0..128 => whole.push(length as u8),
+                        _ => whole.extend([length as u8 | 0x80, (length >> 7) as u8]),
+                    }
                     whole.extend(&bytes[..length]);
                 }
                 let hash = match &secret {

@@ -166,7 +166,7 @@ impl Payload {
 
     pub(crate) fn fingerprint(&self, head: &request::Parts, body: &[u8]) -> Option<Fingerprint> {
         let Compared { query, body: comparison } = self.0.as_ref()?;
-        let mut digest = Digest::new("tower-idempotency fingerprint 1");
+        let mut digest = Digest::new("fingerprint 1");
         digest.part(b'm', head.method.as_str().as_bytes());
         digest.part(b'p', head.uri.path().as_bytes());
         let query = head.uri.query().filter(|_| *query).unwrap_or_default();

@@ -249,7 +249,7 @@ impl Policy {
     pub(crate) fn stored_keys(&self, head: &request::Parts, parts: &[Part]) -> Result<Keys, BoxError> {
         let scope = self.scope.as_ref().map(|scope| scope(head)).transpose()?;
         let key = |secret: Option<&Secret>| {
-            let mut digest = Digest::keyed("tower-idempotency key 1", secret);
+            let mut digest = Digest::keyed("key 1", secret);
             digest.part(b'C', self.contract.name().as_bytes());
             digest.part(b'm', head.method.as_str().as_bytes());
             digest.part(b'p', head.uri.path().as_bytes());
@@ -359,11 +359,11 @@ mod tests {
         let parts = [text("m"), Part::Number(Bytes::from_static(b"1")), Part::Bool(true), Part::Absent];
         let webhook = Policy::webhook(key::json("$.id"));
         let key = webhook.stored_keys(&head(Request::post("/hooks?x=1")), &parts).unwrap().current;
-        assert_eq!(key.to_string(), "5OkhYnAxFcjRVNUN4nJTLZCN4so-bLgI");
+        assert_eq!(key.to_string(), "1KmgR38gJkKjTO4430zyy-DuQxRo1bT1");
         let api = Policy::api(caller::authorization());
         let authorized = Request::post("/orders").header("authorization", "Bearer a");
         let key = api.stored_keys(&head(authorized), &parts[..1]).unwrap().current;
-        assert_eq!(key.to_string(), "9D7fsoSHT_36rONshjaUROxRd7Yk_fBQ");
+        assert_eq!(key.to_string(), "Qvnep8M2NY2CHCBsIwYDWdK2VLgJSIWX");
     }
 
     #[test]
