@@ -1,6 +1,6 @@
 //! What is to happen a little later, unless it is over by then.
 //!
-//! An attempt sets an alarm and takes it back when it ends, and most end long before it goes off: to set one wakes nobody. All
+//! An attempt sets an alarm and takes it back when it ends, and most end long before it goes off: to set one wakes nobody, unless it is the only one. All
 //! those of a ledger in one runtime stand in one queue, and somebody looks after that as long as there are any: the
 //! [`ticker`], or a task of the runtime where that has but one thread.
 

@@ -4,8 +4,9 @@
 //! lies where no other thread takes it. And of the threads of a runtime one at a time waits for timers and sockets while the
 //! others sleep: when that one takes a task which blocks it, no timer goes off until something wakes another.
 //!
-//! So, a few times a second, this thread lets the alarms go off that are due, and in runtimes where a lease is renewed it spawns a task that does
-//! nothing but wake whoever sleeps. As long as there is neither it sleeps.
+//! So, twenty times a second, this thread lets the alarms go off that are due, and in runtimes where a lease is renewed it spawns a
+//! task that does nothing but wake whoever sleeps. It runs no code of others, which might block it. With no alarms and no such
+//! runtimes it sleeps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -83,11 +84,12 @@ fn tick() {
         let mut ticker = ticker.unwrap_or_else(PoisonError::into_inner);
         let (awake, left) = mem::take(&mut ticker.awake).into_iter().partition(Awake::is_needed);
         ticker.awake = awake;
-        for Awake { runtime, .. } in &ticker.awake {
-            runtime.spawn(async {});
-        }
+        let runtimes = ticker.awake.iter().map(|awake| awake.runtime.clone()).collect::<Vec<_>>();
         let mut watches = mem::take(&mut ticker.watches);
         drop(ticker);
+        for runtime in runtimes {
+            runtime.spawn(async {});
+        }
         watches.retain(Watch::look);
         lock().watches.append(&mut watches);
         // With the last handle of a runtime goes what its user has left in it, which must not end this thread.

@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
 use std::thread;
@@ -18,9 +18,10 @@ use tokio::task::try_id;
 use tokio::time::sleep;
 use tower_idempotency::key::header;
 use tower_idempotency::store::State;
-use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore};
+use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore, SqliteStore};
 
 use self::common::app::{Answer, App, answer, attempt, event};
+use self::common::scratch::Scratch;
 
 /// It is renewed by a task from the start.
 const LEASE: Duration = Duration::from_millis(300);
@@ -173,10 +174,12 @@ fn assert_blocked_keeps_its_lease(runtime: &Runtime, store: &MemoryStore, blocks
 }
 
 /// What a timer wakes may wait for the thread that saw to the timer, from which no other takes it, and that thread may take a task from
-/// outside first, which blocks it. Were it a task that looks after alarms, all leases would be lost.
+/// outside first, which blocks it. Were it a task that looks after alarms, all leases would be lost; and it may be another's renewal.
 #[test]
 fn one_that_blocks_its_thread_takes_no_lease_from_another() {
-    for round in 0..3 {
+    let alarm = Duration::from_millis(100);
+    let renewal = Duration::from_millis(260);
+    for (time, busy) in [(alarm, 12), (alarm, 16), (renewal, 86), (renewal, 90), (renewal, 100)] {
         let store = MemoryStore::new();
         let ledger = Ledger::new(store.clone());
         let runtime = Builder::new_multi_thread()
@@ -195,10 +198,10 @@ fn one_that_blocks_its_thread_takes_no_lease_from_another() {
             async move { answer(200, format!("run {run}")) }
         });
         let waiting = runtime.spawn(async move { waits.send(event("waits")).await });
-        // All threads are busy when the alarm of the first is to go off, at 100 ms, and one then takes the second.
-        thread::sleep(Duration::from_millis(95));
-        for time in [12, 16, 20].map(Duration::from_millis) {
-            runtime.spawn(async move { thread::sleep(time) });
+        // All threads are busy when it is time for the first, and one then takes the second.
+        thread::sleep(time - Duration::from_millis(5));
+        for busy in [busy, busy + 4, busy + 8].map(Duration::from_millis) {
+            runtime.spawn(async move { thread::sleep(busy) });
         }
         thread::sleep(Duration::from_millis(3));
         let blocking = runtime.spawn(async move { blocks.send(event("blocks")).await });
@@ -206,12 +209,70 @@ fn one_that_blocks_its_thread_takes_no_lease_from_another() {
         let other = Builder::new_current_thread().enable_all().build().unwrap();
         for key in ["waits", "blocks"] {
             let told = other.block_on(rival(&store).send(event(key)));
-            assert_eq!(told.code().as_deref(), Some("running"), "{key}, round {round}");
+            assert_eq!(told.code().as_deref(), Some("running"), "{key}, after {time:?} and {busy} ms");
         }
         for attempt in [waiting, blocking] {
             assert_eq!(runtime.block_on(attempt).unwrap().body, "run 1");
         }
     }
+}
+
+/// Its pool takes a connection back in a task, which a claim leaves behind and a renewal needs.
+#[test]
+fn one_that_blocks_its_thread_leaves_its_store_what_that_has_to_do() {
+    let (dir, lease) = (Scratch::new(), LONG_LEASE);
+    let open = || SqliteStore::open(dir.path().join("store.db"));
+    let runtime = multi_thread();
+    let ledger = Ledger::new(runtime.block_on(open()).unwrap());
+    let blocks = App::new(&leased(&ledger, lease), move |_, run| {
+        thread::sleep(lease * 3);
+        async move { answer(200, format!("run {run}")) }
+    });
+    let blocking = runtime.spawn(async move { blocks.send(event("blocks")).await });
+    thread::sleep(lease / 2);
+    let other = working(&ledger, Duration::ZERO);
+    let meanwhile = runtime.spawn(async move { other.send(event("meanwhile")).await });
+    thread::sleep(lease * 3 / 2);
+    let elsewhere = Builder::new_current_thread().enable_all().build().unwrap();
+    let told = elsewhere.block_on(async {
+        let rival = working(&Ledger::new(open().await.unwrap()), Duration::ZERO);
+        rival.send(event("blocks")).await
+    });
+    assert_eq!(told.code().as_deref(), Some("running"));
+    for attempt in [meanwhile, blocking] {
+        assert_eq!(runtime.block_on(attempt).unwrap().body, "run 1");
+    }
+}
+
+/// What it holds goes with its runtime, in whatever time that takes.
+#[test]
+fn one_that_ends_with_its_runtime_holds_up_no_other() {
+    struct Slow(Duration);
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            thread::sleep(self.0);
+        }
+    }
+
+    let (ends, lease) = (multi_thread(), LONG_LEASE);
+    let holds = App::new(&leased(&Ledger::new(MemoryStore::new()), lease), move |_, run| async move {
+        let _slow = Slow(lease * 4);
+        pending::<()>().await;
+        answer(200, format!("run {run}"))
+    });
+    let mut held = holds.send(event("e"));
+    ends.block_on(begin(&mut held));
+    drop(ends);
+    // By then its alarm has gone off.
+    thread::sleep(Duration::from_millis(250));
+    let store = MemoryStore::new();
+    let runtime = multi_thread();
+    let blocks = App::new(&leased(&Ledger::new(store.clone()), lease), move |_, run| {
+        thread::sleep(lease * 3);
+        async move { answer(200, format!("run {run}")) }
+    });
+    assert_blocked_keeps_its_lease(&runtime, &store, blocks, lease * 2);
+    assert_eq!(runtime.block_on(held).status, 503);
 }
 
 /// Nobody else has anything to do in either.

@@ -1,13 +1,14 @@
 //! Who polls an attempt, and who renews its lease.
 //!
-//! Its caller polls it, as long as it stays and it does not take long, and nobody renews a lease so young. All others get a task
-//! of their own for either.
+//! Its caller polls it, as long as it stays and it does not take long, and nobody renews a lease so young, unless that is a short one. All
+//! others get a task of their own, and one for their lease.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
+use std::{mem, thread};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
@@ -16,10 +17,11 @@ use tracing::{Instrument as _, Span};
 use super::Run;
 use crate::alarms::{self, Alarm, OnAlarm, Then};
 use crate::ledger::Ledger;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, Runtime, lock, try_lock};
 use crate::ticker;
 
-/// What is due by then, such as a short lease, has a task from the start: the alarm may be late, and the task behind it.
+/// A lease that is due by then has a task from the start: an alarm goes off a period late, and what it starts may wait as long again.
 const SOON: Duration = alarms::DELAY.saturating_add(ticker::PERIOD.saturating_mul(2));
 
 /// An attempt in the hands of its caller, who waits for a reply. Dropped, it goes on without.
@@ -36,9 +38,14 @@ struct Work {
     run: Weak<Run>,
     /// As long as the caller has it.
     attempt: Mutex<Option<BoxFuture<'static, ()>>>,
+    /// An errand is under way.
+    is_sent_for: AtomicBool,
     runtime: Runtime,
     span: Span,
 }
+
+/// A task on its way to take an attempt from its caller.
+struct Errand(Weak<Work>);
 
 // === impl Attended ===
 
@@ -48,13 +55,14 @@ impl<T> Attended<T> {
             ledger: run.lease.ledger().clone(),
             run: Arc::downgrade(run),
             attempt: Mutex::new(Some(attempt)),
+            is_sent_for: AtomicBool::new(false),
             runtime: Runtime::current(),
             span: Span::current(),
         });
         if run.is_due_by(run.started + SOON) {
             run.start_renewals(&work.runtime);
-            work.unslot();
         }
+        work.clear_slot();
         let told: Weak<Work> = Arc::downgrade(&work);
         let alarm = work.ledger.alarms().set(run.started, told, &work.runtime);
         Self { work, alarm, reply }
@@ -74,7 +82,11 @@ impl<T> Drop for Attended<T> {
     fn drop(&mut self) {
         self.work.ledger.alarms().unset(self.alarm);
         let attempt = lock(&self.work.attempt).take();
-        self.work.leave(attempt);
+        if let Some(attempt) = attempt {
+            self.work.start_renewals();
+            self.work.ledger.spawn(&self.work.runtime, attempt.instrument(self.work.span.clone()));
+            self.work.clear_slot();
+        }
     }
 }
 
@@ -103,31 +115,58 @@ impl Work {
         }
     }
 
-    /// Leaves the attempt, unless it has ended, to a task.
-    fn leave(&self, attempt: Option<BoxFuture<'static, ()>>) {
-        if let Some(attempt) = attempt {
-            self.start_renewals();
-            self.ledger.spawn(&self.runtime, attempt.instrument(self.span.clone()));
-            self.unslot();
-        }
-    }
-
-    /// What a task spawns last waits for its very thread, which it may be about to block. So that is a task that does nothing.
-    fn unslot(&self) {
+    /// What was spawned or woken last waits for the thread of this very task, and the handler may be about to block that: the renewal of
+    /// a lease, or what a store leaves to do, such as to take back a connection. A task that does nothing takes its place, and then any
+    /// thread takes it.
+    fn clear_slot(&self) {
         self.runtime.spawn(async {});
     }
 }
 
 impl OnAlarm for Work {
     fn on_alarm(self: Arc<Self>) -> Then {
-        self.start_renewals();
-        let Some(mut attempt) = try_lock(&self.attempt) else {
-            // It is being polled.
-            return Then::Snooze;
+        if try_lock(&self.attempt).is_some_and(|attempt| attempt.is_none()) {
+            return Then::Done;
+        }
+        if !self.is_sent_for.swap(true, Ordering::Relaxed) {
+            let errand = Errand(Arc::downgrade(&self));
+            self.ledger.spawn(&self.runtime, errand.run());
+        }
+        Then::Snooze
+    }
+}
+
+// === impl Errand ===
+
+impl Errand {
+    async fn run(self) {
+        if let Some((attempt, span)) = self.arrive() {
+            attempt.instrument(span).await;
+        }
+    }
+
+    /// The attempt, unless its caller is polling it at the moment.
+    fn arrive(mut self) -> Option<(BoxFuture<'static, ()>, Span)> {
+        let work = mem::take(&mut self.0).upgrade()?;
+        work.start_renewals();
+        work.clear_slot();
+        work.is_sent_for.store(false, Ordering::Relaxed);
+        Some((try_lock(&work.attempt)?.take()?, work.span.clone()))
+    }
+}
+
+impl Drop for Errand {
+    /// It has not arrived: the runtime has ended, and with it the attempt.
+    fn drop(&mut self) {
+        let Some(work) = self.0.upgrade() else { return };
+        work.is_sent_for.store(false, Ordering::Relaxed);
+        let Some(attempt) = try_lock(&work.attempt).and_then(|mut attempt| attempt.take()) else { return };
+        let runtime = work.runtime.clone();
+        // What the handler holds may take its time, which nobody has who sees to alarms.
+        let ends = move || {
+            let _in = runtime.enter();
+            drop(attempt);
         };
-        let taken = attempt.take();
-        drop(attempt);
-        self.leave(taken);
-        Then::Done
+        let _detached = thread::Builder::new().name("idempotency-end".to_owned()).spawn(ends);
     }
 }

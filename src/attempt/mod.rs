@@ -47,7 +47,7 @@ pub(crate) struct Run {
     ticket: Mutex<Ticket>,
     /// Until the attempt has lost, is overdue, or has ended.
     lead: Mutex<Option<Lead>>,
-    /// The task that renews the lease, once there is one. None if there will be none any more.
+    /// The task that renews the lease, once there is one; `Some(None)` from when there is to be none any more.
     renewals: OnceLock<Option<AbortHandle>>,
     handle: Attempt,
     /// Whether the request body, where it is streamed through, has failed.

@@ -245,7 +245,7 @@ pub(crate) fn pursued(contract: Contract, timer: Timer, pursued: Pursued) {
     metrics::timed(timer, metrics::COMPLETE, contract, result);
 }
 
-/// There is no thread to keep runtimes awake.
+/// There is no thread for the ticker: alarms are left to the runtimes, and may be late.
 pub(crate) fn no_thread(error: &std::io::Error) {
     let advice = "a handler that blocks its thread may lose its lease";
     event!(target: TARGET, Level::WARN, %error, advice, "no thread could be started");
