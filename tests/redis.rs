@@ -93,6 +93,52 @@ async fn a_first_delivery_costs_two_commands_and_a_duplicate_one() {
 }
 
 #[tokio::test]
+async fn a_server_is_found_by_its_name_and_by_its_socket() {
+    // Not beside the others: what a socket is called may have no more than some hundred bytes.
+    let socket = std::env::temp_dir().join(format!("idempotency-{}.sock", std::process::id()));
+    let server = RedisServer::start_with(&["--unixsocket", socket.to_str().unwrap()]);
+    let urls = [format!("redis://localhost:{}/", server.port()), format!("redis+unix://{}?db=0", socket.display())];
+    for url in urls {
+        assert_eq!(RedisStore::new(&url).unwrap().lookup(&key()).await.unwrap(), None, "{url}");
+    }
+    let nobody = RedisStore::new("redis://nobody.invalid/").unwrap();
+    assert!(nobody.lookup(&key()).await.is_err());
+    drop(server);
+    std::fs::remove_file(socket).unwrap();
+}
+
+/// By how many reads the server needs for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn claims_of_one_moment_arrive_together() {
+    let server = RedisServer::start();
+    let store = server.store();
+    let claim_all = |keys: std::ops::Range<u8>| {
+        let claims = keys.map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move { store.claim(&Key::from([n; 24]), &Claim::new(LONG, LONG)).await })
+        });
+        join_all(claims.collect::<Vec<_>>())
+    };
+    let mut client = server.client().await;
+    let mut reads = async || {
+        let stats: String = redis::cmd("INFO").arg("stats").query_async(&mut client).await.unwrap();
+        let reads = stats.lines().find_map(|line| line.strip_prefix("total_reads_processed:")).unwrap();
+        reads.parse::<u32>().unwrap()
+    };
+    claim_all(0..1).await;
+    let before = reads().await;
+    // All are there when the only worker comes to them.
+    let (all_there, waits) = std::sync::mpsc::channel::<()>();
+    tokio::spawn(async move { waits.recv() });
+    let claims = claim_all(1..65);
+    drop(all_there);
+    let claims = claims.await;
+    let taken = reads().await - before;
+    assert!(claims.iter().all(|claimed| matches!(claimed, Ok(Ok(Claimed::Acquired { .. })))));
+    assert!(taken < 32, "{taken} reads for 64 claims");
+}
+
+#[tokio::test]
 async fn scripts_that_the_server_forgot_are_sent_again() {
     let server = RedisServer::start();
     let app = app(server.store());

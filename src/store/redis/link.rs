@@ -7,7 +7,7 @@ use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
 use redis::{Cmd, ErrorKind, Pipeline, RedisResult, Value, from_redis_value};
 
-type Answer<'a, T> = BoxFuture<'a, RedisResult<T>>;
+pub(super) type Answer<'a, T> = BoxFuture<'a, RedisResult<T>>;
 
 /// A connection that many send by at once.
 pub(super) trait Link: Send + Sync {
@@ -28,7 +28,7 @@ pub(super) struct Clustered(pub(super) ClusterConnection);
 
 impl<C: ConnectionLike + Clone + Send + Sync + 'static> Link for Plain<C> {
     fn send<'a>(&self, command: &'a Cmd) -> Answer<'a, Value> {
-        send(self.0.clone(), command)
+        send(self.0.clone(), command).boxed()
     }
 
     fn ask_all<'a>(&self, command: &'a Cmd) -> Answer<'a, Vec<(String, Value)>> {
@@ -44,7 +44,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Link for Plain<C> {
 
 impl Link for Clustered {
     fn send<'a>(&self, command: &'a Cmd) -> Answer<'a, Value> {
-        send(self.0.clone(), command)
+        send(self.0.clone(), command).boxed()
     }
 
     fn ask_all<'a>(&self, command: &'a Cmd) -> Answer<'a, Vec<(String, Value)>> {
@@ -73,6 +73,6 @@ impl Link for Clustered {
     }
 }
 
-fn send<C: ConnectionLike + Send + 'static>(mut connection: C, command: &Cmd) -> Answer<'_, Value> {
-    async move { connection.req_packed_command(command).await?.extract_error() }.boxed()
+pub(super) async fn send(mut connection: impl ConnectionLike, command: &Cmd) -> RedisResult<Value> {
+    connection.req_packed_command(command).await?.extract_error()
 }

@@ -88,6 +88,7 @@
 //! 250 ms instead of being woken.
 
 mod answer;
+mod coalesce;
 mod connection;
 mod durability;
 mod failure;

@@ -17,6 +17,7 @@ use redis::{
     RedisError, RedisResult, TlsMode,
 };
 
+use super::coalesce;
 use super::failure::without_arguments;
 use super::link::{Clustered, Link, Plain};
 
@@ -123,15 +124,14 @@ impl Topology {
 
     /// Connects, in bounded time.
     pub(super) async fn connect(&self) -> RedisResult<Arc<dyn Link>> {
-        let config = AsyncConnectionConfig::new();
         self.bounded(async {
             Ok::<Arc<dyn Link>, _>(match self {
                 Self::Cluster(nodes) => Arc::new(Clustered(cluster(nodes).build()?.get_async_connection().await?)),
                 Self::Custom(factory) => factory().await?,
-                Self::Node(client) => Arc::new(Plain(open(client, config).await?)),
+                Self::Node(client) => open(client).await?,
                 Self::Sentinel(sentinels) => {
                     let client = sentinels.client(ProtocolVersion::RESP2)?.async_get_client().await?;
-                    Arc::new(Plain(open(&client, config).await?))
+                    open(&client).await?
                 }
             })
         })
@@ -145,7 +145,6 @@ impl Topology {
 
     /// Connects to listen.
     pub(super) async fn listen(&self, receiver: impl AsyncPushSender) -> RedisResult<Listener> {
-        let config = AsyncConnectionConfig::new();
         self.bounded(async {
             Ok(match self {
                 Self::Cluster(nodes) => {
@@ -157,11 +156,11 @@ impl Topology {
                     let info = client.get_connection_info().clone();
                     let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
                     let client = Client::open(info.set_redis_settings(settings))?;
-                    Listener::Node(open(&client, config.set_push_sender(receiver)).await?)
+                    Listener::Node(open_alone(&client, receiver).await?)
                 }
                 Self::Sentinel(sentinels) => {
                     let client = sentinels.client(ProtocolVersion::RESP3)?.async_get_client().await?;
-                    Listener::Node(open(&client, config.set_push_sender(receiver)).await?)
+                    Listener::Node(open_alone(&client, receiver).await?)
                 }
             })
         })
@@ -170,8 +169,7 @@ impl Topology {
 
     async fn bounded<T>(&self, connecting: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
         let timeout = if matches!(self, Self::Node(_)) { CONNECT_TIMEOUT } else { MANY_TIMEOUT };
-        let too_long = |_| Err(RedisError::from((ErrorKind::Io, "connecting took too long")));
-        tokio::time::timeout(timeout, connecting).await.unwrap_or_else(too_long).map_err(without_arguments)
+        connected_within(timeout, connecting).await.map_err(without_arguments)
     }
 }
 
@@ -186,9 +184,25 @@ impl fmt::Debug for Topology {
     }
 }
 
-async fn open(client: &Client, config: AsyncConnectionConfig) -> RedisResult<MultiplexedConnection> {
-    let config = config.set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None);
+/// A connection for many.
+async fn open(client: &Client) -> RedisResult<Arc<dyn Link>> {
+    connected_within(CONNECT_TIMEOUT, coalesce::connect(client, unbounded())).await
+}
+
+async fn connected_within<T>(timeout: Duration, connecting: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+    let too_long = |_| Err(RedisError::from((ErrorKind::Io, "connecting took too long")));
+    tokio::time::timeout(timeout, connecting).await.unwrap_or_else(too_long)
+}
+
+/// A connection that nobody sends by at once with others.
+async fn open_alone(client: &Client, receiver: impl AsyncPushSender) -> RedisResult<MultiplexedConnection> {
+    let config = unbounded().set_push_sender(receiver).set_connection_timeout(Some(CONNECT_TIMEOUT));
     client.get_multiplexed_async_connection_with_config(&config).await
+}
+
+/// Whoever asks has a deadline of its own.
+fn unbounded() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_response_timeout(None)
 }
 
 fn cluster(nodes: &[ConnectionInfo]) -> ClusterClientBuilder {
