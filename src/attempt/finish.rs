@@ -52,7 +52,8 @@ impl Run {
     pub(super) async fn settle(&self, record: Bytes, tell: impl AsyncFnOnce(Pursued)) -> Pursued {
         let as_of = self.lease.ledger().near().as_of();
         let mut pursuit = pin!(self.pursue(&record));
-        if let Some(pursued) = within(self.terms.complete_wait, pursuit.as_mut()).await {
+        let in_time = within(self.terms.complete_wait, pursuit.as_mut());
+        if let Some(pursued) = in_time.spared_until(self.lease.ledger().call_timeout()).await {
             self.end(pursued, &record, as_of);
             tell(pursued).await;
             return pursued;
