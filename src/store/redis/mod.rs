@@ -1,8 +1,8 @@
 //! The store in Redis or Valkey, for services that run in more than one process.
 //!
 //! One binary string per key. A first delivery costs two commands, one to claim and one to complete, or three where its
-//! outcome is larger than 16 KiB; a duplicate of a finished delivery costs one. Who holds a lease is decided by the
-//! server's clock alone.
+//! outcome is larger than 16 KiB; a duplicate of a finished delivery costs one. Commands that are asked for at the same time leave
+//! in one write, but not by TLS or in a cluster. Who holds a lease is decided by the server's clock alone.
 //!
 //! # What it is worth
 //!
