@@ -5,7 +5,7 @@
 //! others sleep: when that one takes a task which blocks it, no timer goes off until something wakes another.
 //!
 //! So, twenty times a second, this thread lets the alarms go off that are due, and in runtimes where a lease is renewed it spawns a
-//! task that does nothing but wake whoever sleeps. It runs no code of others, which might block it. With no alarms and no such
+//! task that does nothing but wake whoever sleeps. It runs no handler's code, which might block it. With no alarms and no such
 //! runtimes it sleeps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

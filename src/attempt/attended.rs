@@ -3,18 +3,18 @@
 //! Its caller polls it, as long as it stays and it does not take long, and nobody renews a lease so young, unless that is a short one. All
 //! others get a task of their own, and one for their lease.
 
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use std::{mem, thread};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 use tracing::{Instrument as _, Span};
 
-use super::Run;
+use super::{Run, ended};
 use crate::alarms::{self, Alarm, OnAlarm, Then};
 use crate::ledger::Ledger;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -160,13 +160,8 @@ impl Drop for Errand {
     fn drop(&mut self) {
         let Some(work) = self.0.upgrade() else { return };
         work.is_sent_for.store(false, Ordering::Relaxed);
-        let Some(attempt) = try_lock(&work.attempt).and_then(|mut attempt| attempt.take()) else { return };
-        let runtime = work.runtime.clone();
-        // What the handler holds may take its time, which nobody has who sees to alarms.
-        let ends = move || {
-            let _in = runtime.enter();
-            drop(attempt);
-        };
-        let _detached = thread::Builder::new().name("idempotency-end".to_owned()).spawn(ends);
+        if let Some(attempt) = try_lock(&work.attempt).and_then(|mut attempt| attempt.take()) {
+            ended::end(work.runtime.clone(), attempt);
+        }
     }
 }

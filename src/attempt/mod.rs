@@ -4,6 +4,7 @@
 
 mod attended;
 mod call;
+mod ended;
 mod finish;
 mod handle;
 mod lease;

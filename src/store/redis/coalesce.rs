@@ -4,11 +4,12 @@
 //! write for every command, and a read of the server for every write, which take more than all that this crate does for a request. So
 //! that task lets those go first that are ready as well, and may have commands of their own.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::{io, mem};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::select_ok;
@@ -16,6 +17,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, Pipeline, RedisResult, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::link::{Answer, Link, Plain, send};
@@ -39,8 +41,21 @@ struct Call(Calls);
 struct Driver<D> {
     driver: Pin<Box<D>>,
     calls: Calls,
-    has_waited: bool,
+    turn: Turn,
 }
+
+enum Turn {
+    /// It is its own.
+    Own,
+    /// It waits for others, since then.
+    Others(Instant),
+    /// Where others take long, all calls would: it does not wait so many times.
+    OwnAgain(u32),
+}
+
+/// How long others may take before they are not waited for.
+const LONG_TURN: Duration = Duration::from_millis(1);
+const OWN_TURNS: u32 = 64;
 
 /// Connects.
 pub(super) async fn connect(client: &Client, config: AsyncConnectionConfig) -> RedisResult<Arc<dyn Link>> {
@@ -72,7 +87,7 @@ where
     let settings = client.get_connection_info().redis_settings();
     let (connection, driver) = MultiplexedConnection::new_with_config(settings, stream, config).await?;
     let calls = Calls::default();
-    let driver = Driver { driver: Box::pin(driver), calls: calls.clone(), has_waited: false };
+    let driver = Driver { driver: Box::pin(driver), calls: calls.clone(), turn: Turn::Own };
     let driver = AbortOnDropHandle::new(tokio::spawn(driver));
     Ok(Arc::new(Coalesced { connection, calls, _driver: driver }))
 }
@@ -124,23 +139,29 @@ impl<D: Future<Output = ()>> Future for Driver<D> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if !mem::replace(&mut self.has_waited, true) && self.calls.are_several() {
-            // Behind all others that are ready, where any thread of the runtime takes it: one of them may block this one.
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        self.has_waited = false;
+        self.turn = match self.turn {
+            Turn::Own if self.calls.are_several() => {
+                self.turn = Turn::Others(Instant::now());
+                // Behind all others that are ready, where any thread of the runtime takes it: one of them may block this one.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Turn::Others(since) if since.elapsed() > LONG_TURN => Turn::OwnAgain(OWN_TURNS),
+            Turn::OwnAgain(left @ 2..) => Turn::OwnAgain(left - 1),
+            Turn::Own | Turn::Others(_) | Turn::OwnAgain(_) => Turn::Own,
+        };
         self.driver.as_mut().poll(cx)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
+    use std::future::{pending, poll_fn};
     use std::sync::Mutex;
 
     use tokio::runtime::Builder;
     use tokio::sync::{mpsc, oneshot};
+    use tokio::time::advance;
 
     use super::*;
 
@@ -164,7 +185,7 @@ mod tests {
             batch.into_iter().for_each(|answer| answer.send(()).unwrap());
             Poll::Pending
         });
-        let driver = Driver { driver: Box::pin(answer_all), calls: calls.clone(), has_waited: false };
+        let driver = Driver { driver: Box::pin(answer_all), calls: calls.clone(), turn: Turn::Own };
         let call = move || {
             let ask = ask.clone();
             calls.count(async move {
@@ -189,5 +210,32 @@ mod tests {
         let batches = batches.lock().unwrap();
         assert_eq!(batches.iter().sum::<usize>(), 33);
         assert!(batches[0] == 1 && batches.len() <= 4, "{batches:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn others_who_take_long_are_not_waited_for_again() {
+        let polled = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&polled);
+        let counting = poll_fn(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+            Poll::<()>::Pending
+        });
+        let calls = Calls::default();
+        let _two = [calls.count(pending::<RedisResult<()>>()), calls.count(pending())];
+        let mut driver = Driver { driver: Box::pin(counting), calls, turn: Turn::Own };
+        let mut polls_of = |turn| {
+            assert_eq!((&mut driver).now_or_never(), None);
+            (polled.swap(0, Ordering::Relaxed), advance(turn))
+        };
+        for turn in [LONG_TURN / 2, LONG_TURN / 2, LONG_TURN * 2] {
+            let (waits, takes) = polls_of(turn);
+            takes.await;
+            let (goes, _) = polls_of(Duration::ZERO);
+            assert_eq!((waits, goes), (0, 1));
+        }
+        for _ in 0..OWN_TURNS {
+            assert_eq!(polls_of(Duration::ZERO).0, 1);
+        }
+        assert_eq!(polls_of(Duration::ZERO).0, 0, "it waits again");
     }
 }

@@ -9,7 +9,7 @@ use redis::{Cmd, ErrorKind, Pipeline, RedisResult, Value, from_redis_value};
 
 pub(super) type Answer<'a, T> = BoxFuture<'a, RedisResult<T>>;
 
-/// A connection that many send by at once.
+/// A connection that many send by at once. Its answers come as long as it is held.
 pub(super) trait Link: Send + Sync {
     fn send<'a>(&self, command: &'a Cmd) -> Answer<'a, Value>;
 

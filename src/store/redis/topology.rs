@@ -128,10 +128,10 @@ impl Topology {
             Ok::<Arc<dyn Link>, _>(match self {
                 Self::Cluster(nodes) => Arc::new(Clustered(cluster(nodes).build()?.get_async_connection().await?)),
                 Self::Custom(factory) => factory().await?,
-                Self::Node(client) => open(client).await?,
+                Self::Node(client) => coalesce::connect(client, unbounded()).await?,
                 Self::Sentinel(sentinels) => {
                     let client = sentinels.client(ProtocolVersion::RESP2)?.async_get_client().await?;
-                    open(&client).await?
+                    connected_within(CONNECT_TIMEOUT, coalesce::connect(&client, unbounded())).await?
                 }
             })
         })
@@ -182,11 +182,6 @@ impl fmt::Debug for Topology {
             Self::Sentinel(_) => "Sentinel",
         })
     }
-}
-
-/// A connection for many.
-async fn open(client: &Client) -> RedisResult<Arc<dyn Link>> {
-    connected_within(CONNECT_TIMEOUT, coalesce::connect(client, unbounded())).await
 }
 
 async fn connected_within<T>(timeout: Duration, connecting: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
