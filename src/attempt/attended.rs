@@ -59,10 +59,13 @@ impl<T> Attended<T> {
             runtime: Runtime::current(),
             span: Span::current(),
         });
-        if run.is_due_by(run.started + SOON) {
+        let is_due = run.is_due_by(run.started + SOON);
+        if is_due {
             run.start_renewals(&work.runtime);
         }
-        work.clear_slot();
+        if is_due || work.ledger.leaves_tasks() {
+            work.clear_slot();
+        }
         let told: Weak<Work> = Arc::downgrade(&work);
         let alarm = work.ledger.alarms().set(run.started, told, &work.runtime);
         Self { work, alarm, reply }
@@ -115,9 +118,9 @@ impl Work {
         }
     }
 
-    /// What was spawned or woken last waits for the thread of this very task, and the handler may be about to block that: the renewal of
-    /// a lease, or what a store leaves to do, such as to take back a connection. A task that does nothing takes its place, and then any
-    /// thread takes it.
+    /// What was spawned last waits for the thread of this very task, and the handler may be about to block that: the renewal of a lease, or
+    /// what a store leaves to do, such as to take back a connection. A task that does nothing takes its place, and then any thread
+    /// takes it.
     fn clear_slot(&self) {
         self.runtime.spawn(async {});
     }
