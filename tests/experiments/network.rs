@@ -87,7 +87,8 @@ async fn every_answer_lost(trial: Trial, loss: Loss) {
     let trials = servers.iter().zip(1..).map(async |(server, nth)| {
         let proxy = Proxy::to(server.port()).await;
         let store = RedisStore::new(&proxy.url()).unwrap();
-        let settings = Settings::default().work(Duration::from_millis(400)).failures(1);
+        // Long enough for one renewal, also where that is late, and too short for two.
+        let settings = Settings::default().lease(Duration::from_secs(3)).work(Duration::from_millis(1100)).failures(1);
         let targets = [Target::from(&trial.app(store, &settings).0)];
         proxy.lose_answer(nth, loss);
         let id = format!("event-{nth}");
