@@ -1,8 +1,8 @@
 //! What is to happen a little later, unless it is over by then.
 //!
-//! An attempt sets an alarm and takes it back when it ends, and most end long before it goes off: to set one wakes nobody, unless it is the only one. All
-//! those of a ledger in one runtime stand in one queue, and somebody looks after that as long as there are any: the
-//! [`ticker`], or a task of the runtime where that has but one thread.
+//! An attempt sets an alarm and takes it back when it ends, and most end long before it goes off: to set one wakes nobody, unless
+//! it is the only one. All those of a ledger in one runtime stand in one queue, and somebody looks after that as long as there are
+//! any: the [`ticker`], or a task of the runtime where that has but one thread.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -91,8 +91,8 @@ impl Alarms {
         Alarm { runtime: id, number }
     }
 
-    /// Waits until then, or a little less. What the runtime's own timer wakes may wait for a thread that is blocked, so in a runtime of several
-    /// threads only what is near is left to that.
+    /// Waits until then, or a little less. What the runtime's own timer wakes may wait for a thread that is blocked, so in a runtime
+    /// of several threads only what is near is left to that.
     pub(crate) async fn sleep_until(&self, until: Instant) {
         let (now, runtime) = (Instant::now(), Runtime::current());
         if !ticker::serves(&runtime) || until <= now + NEAR {

@@ -1,6 +1,5 @@
 //! A store with what goes with it in one process.
 
-use std::any::TypeId;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +38,6 @@ pub struct Ledger(Arc<Inner>);
 
 struct Inner {
     store: Box<dyn ErasedStore>,
-    leaves_tasks: bool,
     store_timeout_ms: AtomicU64,
     breaker: Breaker,
     flights: Flights,
@@ -97,7 +95,6 @@ impl Ledger {
     /// A ledger over a store, whose type is erased.
     pub fn new(store: impl Store) -> Self {
         Self(Arc::new(Inner {
-            leaves_tasks: may_leave_tasks(&store),
             store: Box::new(store),
             store_timeout_ms: AtomicU64::new(STORE_TIMEOUT.as_millis() as u64),
             breaker: Breaker::new(),
@@ -258,11 +255,6 @@ impl Ledger {
         &*self.0.store
     }
 
-    /// Whether a claim may have spawned what is to be done for the next call.
-    pub(crate) fn leaves_tasks(&self) -> bool {
-        self.0.leaves_tasks
-    }
-
     pub(crate) fn call_timeout(&self) -> Duration {
         Duration::from_millis(self.0.store_timeout_ms.load(Ordering::Relaxed))
     }
@@ -327,16 +319,6 @@ impl Ledger {
     pub(crate) fn spawn(&self, runtime: &Runtime, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         runtime.spawn(self.0.tasks.track_future(task)).abort_handle()
     }
-}
-
-/// Pools of connections do, and so may stores of others.
-fn may_leave_tasks<S: Store>(_: &S) -> bool {
-    let none = [
-        TypeId::of::<crate::MemoryStore>(),
-        #[cfg(feature = "redis")]
-        TypeId::of::<crate::RedisStore>(),
-    ];
-    !none.contains(&TypeId::of::<S>())
 }
 
 pub(crate) fn bounded_by<'a, T>(

@@ -30,6 +30,11 @@ pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     }
 }
 
+/// Locks what is the whole process's. It is std's lock also in the tests of races, since shuttle's are of one run.
+pub(crate) fn lock_static<T>(mutex: &'static std::sync::Mutex<T>) -> std::sync::MutexGuard<'static, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Where tasks are spawned from elsewhere: of shuttle's there is one.
 #[cfg(all(test, shuttle))]
 #[derive(Clone, Debug)]

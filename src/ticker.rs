@@ -9,14 +9,14 @@
 //! runtimes it sleeps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use std::{io, mem, thread};
 
 use tokio::runtime::RuntimeFlavor;
 
 use crate::alarms::Watch;
-use crate::sync::Runtime;
+use crate::sync::{Runtime, lock_static};
 use crate::telemetry;
 
 /// How late an alarm may go off, and how long a runtime may sleep although a timer is due.
@@ -40,14 +40,15 @@ struct Awake {
 static TICKER: Mutex<Ticker> = Mutex::new(Ticker { watches: Vec::new(), awake: Vec::new(), is_running: false });
 static NEEDED: Condvar = Condvar::new();
 
-/// Whether there is more than one thread in a runtime. Where there is not, that one runs what blocks it or sees to timers, and nothing helps.
+/// Whether there is more than one thread in a runtime. Where there is not, that one runs what blocks it or sees to timers, and
+/// nothing helps.
 pub(crate) fn serves(runtime: &Runtime) -> bool {
     runtime.runtime_flavor() == RuntimeFlavor::MultiThread
 }
 
 /// Looks after alarms from here on, unless there is no thread to do it.
 pub(crate) fn attend(watch: Watch) -> Result<(), Watch> {
-    let mut ticker = lock();
+    let mut ticker = lock_static(&TICKER);
     match ticker.run() {
         Ok(()) => {
             ticker.watches.push(watch);
@@ -67,7 +68,7 @@ pub(crate) fn keep_awake(runtime: &Runtime) -> AwakeToken {
     if !serves(runtime) {
         return AwakeToken::default();
     }
-    let mut ticker = lock();
+    let mut ticker = lock_static(&TICKER);
     let token = ticker.token(runtime);
     let running = ticker.run();
     drop(ticker);
@@ -80,7 +81,7 @@ pub(crate) fn keep_awake(runtime: &Runtime) -> AwakeToken {
 
 fn tick() {
     loop {
-        let ticker = NEEDED.wait_while(lock(), |ticker| ticker.is_idle());
+        let ticker = NEEDED.wait_while(lock_static(&TICKER), |ticker| ticker.is_idle());
         let mut ticker = ticker.unwrap_or_else(PoisonError::into_inner);
         let (awake, left) = mem::take(&mut ticker.awake).into_iter().partition(Awake::is_needed);
         ticker.awake = awake;
@@ -91,15 +92,11 @@ fn tick() {
             runtime.spawn(async {});
         }
         watches.retain(Watch::look);
-        lock().watches.append(&mut watches);
+        lock_static(&TICKER).watches.append(&mut watches);
         // With the last handle of a runtime goes what its user has left in it, which must not end this thread.
         let _ = catch_unwind(AssertUnwindSafe(|| drop::<Vec<_>>(left)));
         thread::sleep(PERIOD);
     }
-}
-
-fn lock() -> MutexGuard<'static, Ticker> {
-    TICKER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // === impl Ticker ===

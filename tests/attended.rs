@@ -45,6 +45,14 @@ fn working(ledger: &Ledger, time: Duration) -> App {
     })
 }
 
+/// Blocks its thread for so long, from the first poll on.
+fn blocking(ledger: &Ledger, lease: Duration, time: Duration) -> App {
+    App::new(&leased(ledger, lease), move |_, run| {
+        thread::sleep(time);
+        async move { answer(200, format!("run {run}")) }
+    })
+}
+
 /// Another process on the same store.
 fn rival(store: &MemoryStore) -> App {
     working(&Ledger::new(store.clone()), Duration::ZERO)
@@ -118,10 +126,7 @@ async fn one_that_nobody_polls_keeps_its_lease() {
 async fn one_that_blocks_its_thread_from_the_first_poll_on_keeps_its_lease() {
     for lease in [LEASE, LONG_LEASE] {
         let store = MemoryStore::new();
-        let app = App::new(&leased(&Ledger::new(store.clone()), lease), move |_, run| {
-            thread::sleep(lease * 4);
-            async move { answer(200, format!("run {run}")) }
-        });
+        let app = blocking(&Ledger::new(store.clone()), lease, lease * 4);
         let blocking = tokio::spawn(app.send(event("e")));
         // Not by the runtime, of which one thread is blocked.
         tokio::task::block_in_place(|| thread::sleep(lease * 3));
@@ -140,10 +145,7 @@ fn one_that_blocks_its_thread_soon_after_another_keeps_its_lease() {
         let before = working(&ledger, Duration::ZERO);
         runtime.spawn(async move { before.send(event("before")).await });
         thread::sleep(Duration::from_millis(20));
-        let blocks = App::new(&leased(&ledger, lease), move |_, run| {
-            thread::sleep(lease * 4);
-            async move { answer(200, format!("run {run}")) }
-        });
+        let blocks = blocking(&ledger, lease, lease * 4);
         assert_blocked_keeps_its_lease(&runtime, &store, blocks, lease * 2);
     }
 }
@@ -193,10 +195,7 @@ fn one_that_blocks_its_thread_takes_no_lease_from_another() {
             sleep(LONG_LEASE * 3).await;
             answer(200, format!("run {run}"))
         });
-        let blocks = App::new(&leased(&ledger, LONG_LEASE), |_, run| {
-            thread::sleep(LONG_LEASE * 3);
-            async move { answer(200, format!("run {run}")) }
-        });
+        let blocks = blocking(&ledger, LONG_LEASE, LONG_LEASE * 3);
         let waiting = runtime.spawn(async move { waits.send(event("waits")).await });
         // All threads are busy when it is time for the first, and one then takes the second.
         thread::sleep(time - Duration::from_millis(5));
@@ -224,10 +223,7 @@ fn one_that_blocks_its_thread_leaves_its_store_what_that_has_to_do() {
     let open = || SqliteStore::open(dir.path().join("store.db"));
     let runtime = multi_thread();
     let ledger = Ledger::new(runtime.block_on(open()).unwrap());
-    let blocks = App::new(&leased(&ledger, lease), move |_, run| {
-        thread::sleep(lease * 3);
-        async move { answer(200, format!("run {run}")) }
-    });
+    let blocks = blocking(&ledger, lease, lease * 3);
     let blocking = runtime.spawn(async move { blocks.send(event("blocks")).await });
     thread::sleep(lease / 2);
     let other = working(&ledger, Duration::ZERO);
@@ -267,10 +263,7 @@ fn one_that_ends_with_its_runtime_holds_up_no_other() {
     thread::sleep(Duration::from_millis(250));
     let store = MemoryStore::new();
     let runtime = multi_thread();
-    let blocks = App::new(&leased(&Ledger::new(store.clone()), lease), move |_, run| {
-        thread::sleep(lease * 3);
-        async move { answer(200, format!("run {run}")) }
-    });
+    let blocks = blocking(&Ledger::new(store.clone()), lease, lease * 3);
     assert_blocked_keeps_its_lease(&runtime, &store, blocks, lease * 2);
     assert_eq!(runtime.block_on(held).status, 503);
 }

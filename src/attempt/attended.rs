@@ -1,7 +1,7 @@
 //! Who polls an attempt, and who renews its lease.
 //!
-//! Its caller polls it, as long as it stays and it does not take long, and nobody renews a lease so young, unless that is a short one. All
-//! others get a task of their own, and one for their lease.
+//! Its caller polls it, as long as it stays and it does not take long, and nobody renews a lease so young, unless that is a short
+//! one. All others get a task of their own, and one for their lease.
 
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,7 +21,8 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, Runtime, lock, try_lock};
 use crate::ticker;
 
-/// A lease that is due by then has a task from the start: an alarm goes off a period late, and what it starts may wait as long again.
+/// A lease that is due by then has a task from the start: an alarm goes off a period late, and what it starts may wait as long
+/// again.
 const SOON: Duration = alarms::DELAY.saturating_add(ticker::PERIOD.saturating_mul(2));
 
 /// An attempt in the hands of its caller, who waits for a reply. Dropped, it goes on without.
@@ -63,7 +64,7 @@ impl<T> Attended<T> {
         if is_due {
             run.start_renewals(&work.runtime);
         }
-        if is_due || work.ledger.leaves_tasks() {
+        if is_due || work.ledger.store().leaves_tasks() {
             work.clear_slot();
         }
         let told: Weak<Work> = Arc::downgrade(&work);
@@ -83,12 +84,13 @@ impl<T> Future for Attended<T> {
 
 impl<T> Drop for Attended<T> {
     fn drop(&mut self) {
-        self.work.ledger.alarms().unset(self.alarm);
-        let attempt = lock(&self.work.attempt).take();
+        let work = &self.work;
+        work.ledger.alarms().unset(self.alarm);
+        let attempt = lock(&work.attempt).take();
         if let Some(attempt) = attempt {
-            self.work.start_renewals();
-            self.work.ledger.spawn(&self.work.runtime, attempt.instrument(self.work.span.clone()));
-            self.work.clear_slot();
+            work.start_renewals();
+            work.ledger.spawn(&work.runtime, attempt.instrument(work.span.clone()));
+            work.clear_slot();
         }
     }
 }
@@ -118,9 +120,9 @@ impl Work {
         }
     }
 
-    /// What was spawned last waits for the thread of this very task, and the handler may be about to block that: the renewal of a lease, or
-    /// what a store leaves to do, such as to take back a connection. A task that does nothing takes its place, and then any thread
-    /// takes it.
+    /// What was spawned last waits for the thread of this very task, and the handler may be about to block that: the renewal of a
+    /// lease, or what a store leaves to do, such as to take back a connection. A task that does nothing takes its place, and then any
+    /// thread takes it.
     fn clear_slot(&self) {
         self.runtime.spawn(async {});
     }

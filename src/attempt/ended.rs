@@ -5,12 +5,12 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::thread;
 
 use futures_util::future::BoxFuture;
 
-use crate::sync::Runtime;
+use crate::sync::{Runtime, lock_static};
 
 struct Ended {
     attempts: VecDeque<(Runtime, BoxFuture<'static, ()>)>,
@@ -21,7 +21,7 @@ static ENDED: Mutex<Ended> = Mutex::new(Ended { attempts: VecDeque::new(), has_t
 
 /// Drops an attempt, soon. Where no thread can be started, the next that ends is the occasion.
 pub(super) fn end(runtime: Runtime, attempt: BoxFuture<'static, ()>) {
-    let mut ended = lock();
+    let mut ended = lock_static(&ENDED);
     ended.attempts.push_back((runtime, attempt));
     if !ended.has_thread {
         ended.has_thread = thread::Builder::new().name("idempotency-end".to_owned()).spawn(end_all).is_ok();
@@ -40,12 +40,8 @@ fn end_all() {
 }
 
 fn next() -> Option<(Runtime, BoxFuture<'static, ()>)> {
-    let mut ended = lock();
+    let mut ended = lock_static(&ENDED);
     let next = ended.attempts.pop_front();
     ended.has_thread = next.is_some();
     next
-}
-
-fn lock() -> MutexGuard<'static, Ended> {
-    ENDED.lock().unwrap_or_else(PoisonError::into_inner)
 }

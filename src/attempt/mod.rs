@@ -229,7 +229,8 @@ impl Run {
         self.lease.is_due_by(then) || self.overdue() <= then
     }
 
-    /// Has the lease renewed in a task of its own, if it is not yet: a handler that blocks its thread must not lose its lease by that.
+    /// Has the lease renewed in a task of its own, if it is not yet: a handler that blocks its thread must not lose its lease by
+    /// that.
     fn start_renewals(self: &Arc<Self>, runtime: &Runtime) {
         if self.renewals.get().is_some() {
             return;

@@ -19,6 +19,7 @@ pub(crate) trait ErasedStore: Send + Sync {
     fn lookup<'a>(&'a self, key: &'a Key) -> StoreFuture<'a, Option<Entry>>;
     fn forget<'a>(&'a self, key: &'a Key, force: bool) -> StoreFuture<'a, Forgotten>;
     fn failure_domain(&self, key: &Key) -> u16;
+    fn leaves_tasks(&self) -> bool;
     fn changed<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, ()>;
 }
 
@@ -49,6 +50,10 @@ impl<S: Store> ErasedStore for S {
 
     fn failure_domain(&self, key: &Key) -> u16 {
         Store::failure_domain(self, key)
+    }
+
+    fn leaves_tasks(&self) -> bool {
+        Store::leaves_tasks(self)
     }
 
     fn changed<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, ()> {

@@ -93,6 +93,12 @@ pub trait Store: Send + Sync + 'static {
     /// nothing about the other parts. 0 where it has no parts.
     fn failure_domain(&self, key: &Key) -> u16;
 
+    /// Whether a claim may leave a task behind that the next call needs, as a pool does that takes its connection back in one. Then
+    /// that is kept from waiting for a thread that the handler blocks, which costs a task per attempt.
+    fn leaves_tasks(&self) -> bool {
+        true
+    }
+
     /// Returns when the key may have changed: a hint to look again, which may be late, lost or spurious.
     ///
     /// Called once per key while somebody waits, and again, before anybody looks, when it has returned; dropped when nobody

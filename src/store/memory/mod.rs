@@ -237,6 +237,10 @@ impl Store for MemoryStore {
         0
     }
 
+    fn leaves_tasks(&self) -> bool {
+        false
+    }
+
     async fn changed(&self, key: &Key) {
         self.shard(key).changed.notified().await;
     }

@@ -22,6 +22,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::link::{Answer, Link, Plain, send};
 
+/// How long others may take before they are not waited for, and how often they are not.
+const LONG_TURN: Duration = Duration::from_millis(1);
+const OWN_TURNS: u32 = 64;
+
 /// A connection with the task that drives it.
 struct Coalesced {
     connection: MultiplexedConnection,
@@ -49,13 +53,9 @@ enum Turn {
     Own,
     /// It waits for others, since then.
     Others(Instant),
-    /// Where others take long, all calls would: it does not wait so many times.
+    /// So many times it does not wait, since others have taken long, and so would all calls.
     OwnAgain(u32),
 }
-
-/// How long others may take before they are not waited for.
-const LONG_TURN: Duration = Duration::from_millis(1);
-const OWN_TURNS: u32 = 64;
 
 /// Connects.
 pub(super) async fn connect(client: &Client, config: AsyncConnectionConfig) -> RedisResult<Arc<dyn Link>> {
@@ -103,9 +103,8 @@ impl Link for Coalesced {
         Plain(self.connection.clone()).ask_all(command)
     }
 
-    fn send_all<'a>(&self, _: &str, commands: &'a Pipeline) -> Answer<'a, Vec<Value>> {
-        let mut connection = self.connection.clone();
-        self.calls.count(async move { commands.query_async(&mut connection).await })
+    fn send_all<'a>(&self, name: &str, commands: &'a Pipeline) -> Answer<'a, Vec<Value>> {
+        self.calls.count(Plain(self.connection.clone()).send_all(name, commands))
     }
 }
 
