@@ -9,7 +9,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::sync::{Mutex, Runtime, RuntimeId, lock};
@@ -17,9 +16,6 @@ use crate::ticker;
 
 /// How long after it was set an alarm goes off.
 pub(crate) const DELAY: Duration = Duration::from_millis(100);
-
-/// By then it goes off for sure.
-const NEAR: Duration = DELAY.saturating_add(ticker::PERIOD);
 
 /// All alarms of a ledger that are set.
 #[derive(Default)]
@@ -44,12 +40,6 @@ pub(crate) enum Then {
 pub(crate) struct Alarm {
     runtime: RuntimeId,
     number: u64,
-}
-
-/// Waits for a time that is some alarms away.
-struct Sleeper {
-    until: Instant,
-    due: Notify,
 }
 
 /// Looks after the alarms of a ledger in one runtime.
@@ -91,37 +81,12 @@ impl Alarms {
         Alarm { runtime: id, number }
     }
 
-    /// Waits until then, or a little less. What the runtime's own timer wakes may wait for a thread that is blocked, so in a runtime
-    /// of several threads only what is near is left to that.
-    pub(crate) async fn sleep_until(&self, until: Instant) {
-        let (now, runtime) = (Instant::now(), Runtime::current());
-        if !ticker::serves(&runtime) || until <= now + NEAR {
-            return sleep_until(until).await;
-        }
-        let sleeper = Arc::new(Sleeper { until, due: Notify::new() });
-        let told: Weak<Sleeper> = Arc::downgrade(&sleeper);
-        self.set(now, told, &runtime);
-        sleeper.due.notified().await;
-    }
-
     /// Takes one back, if it has not gone off.
     pub(crate) fn unset(&self, alarm: Alarm) {
         let mut set = lock(&self.0);
         let unset = set.of(alarm.runtime).and_then(|queue| queue.take(alarm.number));
         drop(set);
         drop(unset);
-    }
-}
-
-// === impl Sleeper ===
-
-impl OnAlarm for Sleeper {
-    fn on_alarm(self: Arc<Self>) -> Then {
-        if Instant::now() + NEAR < self.until {
-            return Then::Snooze;
-        }
-        self.due.notify_one();
-        Then::Done
     }
 }
 
@@ -363,26 +328,6 @@ mod tests {
         Bell::set(&other, &alarms);
         sleep(DELAY * 2).await;
         assert_eq!(other.rung(), 1);
-    }
-
-    #[test]
-    fn who_sleeps_is_woken_in_time_and_not_much_before() {
-        let runtimes = [
-            Builder::new_current_thread().enable_time().build().unwrap(),
-            Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap(),
-        ];
-        for runtime in runtimes {
-            for time in [NEAR / 2, NEAR * 3] {
-                let alarms = Alarms::default();
-                let (until, woken) = runtime.block_on(async {
-                    let until = Instant::now() + time;
-                    alarms.sleep_until(until).await;
-                    (until, Instant::now())
-                });
-                assert!(woken + NEAR >= until, "after {time:?}, {:?} early", until - woken);
-                assert!(woken < until + NEAR * 10, "after {time:?}, {:?} late", woken - until);
-            }
-        }
     }
 
     #[test]

@@ -133,6 +133,7 @@ mod races;
 mod record;
 mod rejection;
 mod service;
+mod slot;
 pub mod store;
 mod sync;
 pub mod telemetry;

@@ -17,6 +17,7 @@ use tracing::{Instrument as _, Span};
 use super::{Run, ended};
 use crate::alarms::{self, Alarm, OnAlarm, Then};
 use crate::ledger::Ledger;
+use crate::slot;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, Runtime, lock, try_lock};
 use crate::ticker;
@@ -64,8 +65,9 @@ impl<T> Attended<T> {
         if is_due {
             run.start_renewals(&work.runtime);
         }
+        // What was spawned last: the renewals, or what a store leaves to do, such as to take back a connection.
         if is_due || work.ledger.store().leaves_tasks() {
-            work.clear_slot();
+            slot::clear(&work.runtime);
         }
         let told: Weak<Work> = Arc::downgrade(&work);
         let alarm = work.ledger.alarms().set(run.started, told, &work.runtime);
@@ -90,7 +92,7 @@ impl<T> Drop for Attended<T> {
         if let Some(attempt) = attempt {
             work.start_renewals();
             work.ledger.spawn(&work.runtime, attempt.instrument(work.span.clone()));
-            work.clear_slot();
+            slot::clear(&work.runtime);
         }
     }
 }
@@ -118,13 +120,6 @@ impl Work {
         if let Some(run) = self.run.upgrade() {
             run.start_renewals(&self.runtime);
         }
-    }
-
-    /// What was spawned last waits for the thread of this very task, and the handler may be about to block that: the renewal of a
-    /// lease, or what a store leaves to do, such as to take back a connection. A task that does nothing takes its place, and then any
-    /// thread takes it.
-    fn clear_slot(&self) {
-        self.runtime.spawn(async {});
     }
 }
 
@@ -154,7 +149,7 @@ impl Errand {
     fn arrive(mut self) -> Option<(BoxFuture<'static, ()>, Span)> {
         let work = mem::take(&mut self.0).upgrade()?;
         work.start_renewals();
-        work.clear_slot();
+        slot::clear(&work.runtime);
         work.is_sent_for.store(false, Ordering::Relaxed);
         Some((try_lock(&work.attempt)?.take()?, work.span.clone()))
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::fingerprint::Fingerprint;
 use crate::key::{Key, Keys};
@@ -192,7 +192,7 @@ impl Lease {
     async fn renew_one(&self, deadline: Instant) -> Ended {
         let mut renew_at = self.renew_at;
         loop {
-            self.ledger.alarms().sleep_until(renew_at.min(deadline)).await;
+            sleep_until(renew_at.min(deadline)).await;
             let sent = Instant::now();
             if sent >= deadline {
                 return Ended::Overdue;

@@ -34,6 +34,7 @@ use crate::flight::Lead;
 use crate::ledger::AttemptTicket as Ticket;
 use crate::record::Content;
 use crate::rejection::Rejection;
+use crate::slot::unslotted;
 use crate::sync::{AbortHandle, Mutex, Runtime, lock};
 use crate::telemetry::{Executed, Report};
 use crate::terms::Terms;
@@ -237,10 +238,11 @@ impl Run {
         }
         let awake = ticker::keep_awake(runtime);
         let run = Arc::clone(self);
-        let started = self.lease.ledger().spawn(runtime, async move {
+        let renewing = unslotted(runtime.clone(), async move {
             run.renew().await;
             drop(awake);
         });
+        let started = self.lease.ledger().spawn(runtime, renewing);
         if let Err(Some(too_late)) = self.renewals.set(Some(started)) {
             too_late.abort();
         }

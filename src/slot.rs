@@ -1,0 +1,43 @@
+//! The slot of a thread, where a task may lie that no other thread takes.
+//!
+//! A thread of tokio's runtime of several threads runs next what was spawned or woken on it last, and keeps that to itself: in the
+//! meantime it may be in a handler that blocks. What must not wait for that is pushed out of the slot by a task that does nothing.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
+
+use crate::sync::Runtime;
+
+/// Leaves what lies in the slot of this thread, if that is one of the runtime's, to any of them.
+pub(crate) fn clear(runtime: &Runtime) {
+    runtime.spawn(async {});
+}
+
+/// A future whose task any thread takes, whatever wakes it: a timer, or an answer that another task hands on.
+pub(crate) async fn unslotted<F: Future>(runtime: Runtime, future: F) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        let waker = Waker::from(Arc::new(Clearing { task: cx.waker().clone(), runtime: runtime.clone() }));
+        future.as_mut().poll(&mut Context::from_waker(&waker))
+    })
+    .await
+}
+
+/// Clears the slot behind the task that it wakes.
+struct Clearing {
+    task: Waker,
+    runtime: Runtime,
+}
+
+impl Wake for Clearing {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.task.wake_by_ref();
+        clear(&self.runtime);
+    }
+}
