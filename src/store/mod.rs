@@ -45,8 +45,8 @@ pub const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 ///
 /// A method that fails with a [`StoreError`] may have taken effect, unless the error is
 /// [definite](StoreError::is_definite). Dropping a call's future is such a failure too, and is how a call is given up: it may
-/// take as long as its server does, and a ledger waits for [`store_timeout`](crate::Ledger::store_timeout). No method has a default: a store
-/// that leaves one out would weaken the contract silently.
+/// take as long as its server does, and a ledger waits for [`store_timeout`](crate::Ledger::store_timeout). Only
+/// [`leaves_tasks`](Self::leaves_tasks) has a default: a store that left out another would weaken the contract silently.
 pub trait Store: Send + Sync + 'static {
     /// Takes the key, or says who has it.
     ///
