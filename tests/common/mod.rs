@@ -31,7 +31,7 @@ pub async fn until(mut holds: impl AsyncFnMut() -> bool) {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(Duration::from_secs(30), looks).await.expect("it to hold before long");
+    timeout(Duration::from_secs(90), looks).await.expect("it to hold before long");
 }
 
 /// A command that, where there is `setpriv`, does not outlive a test that is killed.
