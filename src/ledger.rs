@@ -33,6 +33,10 @@ const STORE_TIMEOUT: Duration = Duration::from_millis(250);
 ///
 /// Make one for each store and share it: it is cheap to clone, and clones are one ledger. Layers that differ per route
 /// belong on the same ledger, so that their bounds hold together.
+///
+/// It belongs to one runtime, unless its store is the one in memory: a store's connections live in the runtime that made them, and where
+/// that is blocked or not driven any more, leases are lost in others that share it. Where there is a runtime per thread, make a ledger
+/// in each.
 #[derive(Clone)]
 pub struct Ledger(Arc<Inner>);
 
@@ -191,7 +195,8 @@ impl Ledger {
     ///
     /// Call it when the server has stopped accepting, before the process ends. Requests that pass through are the server's
     /// own to wait for. An attempt that is cut off by the end of its process runs again at the next delivery, when its lease
-    /// is over.
+    /// is over. Call it before the runtime is dropped, too: where a handler blocks a thread then, the drop waits for that handler, but
+    /// its lease is not renewed any more.
     ///
     /// # Errors
     ///

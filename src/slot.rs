@@ -10,7 +10,7 @@ use std::task::{Context, Wake, Waker};
 
 use crate::sync::Runtime;
 
-/// Leaves what lies in the slot of this thread, if that is one of the runtime's, to any of them.
+/// Pushes out what lies in the slot of this thread, if that is one of the runtime's: any of them takes it then.
 pub(crate) fn clear(runtime: &Runtime) {
     runtime.spawn(async {});
 }
@@ -19,19 +19,19 @@ pub(crate) fn clear(runtime: &Runtime) {
 pub(crate) async fn unslotted<F: Future>(runtime: Runtime, future: F) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|cx| {
-        let waker = Waker::from(Arc::new(Clearing { task: cx.waker().clone(), runtime: runtime.clone() }));
+        let waker = Waker::from(Arc::new(ClearingWaker { task: cx.waker().clone(), runtime: runtime.clone() }));
         future.as_mut().poll(&mut Context::from_waker(&waker))
     })
     .await
 }
 
 /// Clears the slot behind the task that it wakes.
-struct Clearing {
+struct ClearingWaker {
     task: Waker,
     runtime: Runtime,
 }
 
-impl Wake for Clearing {
+impl Wake for ClearingWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -39,5 +39,24 @@ impl Wake for Clearing {
     fn wake_by_ref(self: &Arc<Self>) {
         self.task.wake_by_ref();
         clear(&self.runtime);
+    }
+}
+
+/// Clears the slot behind what leaves a task there, however that ends.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(crate) async fn cleared_behind<F: Future>(future: F) -> F::Output {
+    let clear = ClearOnDrop(Runtime::current());
+    let output = future.await;
+    drop(clear);
+    output
+}
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+struct ClearOnDrop(Runtime);
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+impl Drop for ClearOnDrop {
+    fn drop(&mut self) {
+        clear(&self.0);
     }
 }

@@ -22,6 +22,7 @@ use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore, SqliteStore};
 
 use self::common::app::{Answer, App, answer, attempt, event};
 use self::common::scratch::Scratch;
+use self::common::stores::{Fault, Step, Stores};
 
 /// It is renewed by a task from the start.
 const LEASE: Duration = Duration::from_millis(300);
@@ -120,6 +121,27 @@ async fn one_that_nobody_polls_keeps_its_lease() {
         assert_eq!(rival(&store).send(event("e")).await.code().as_deref(), Some("running"));
     }
     assert_eq!(held.await.body, "run 1");
+}
+
+/// Its caller was not polled for so long, as where the answer to its claim waits for a thread that is blocked.
+#[tokio::test(start_paused = true)]
+async fn one_that_learns_of_its_claim_when_that_is_over_runs_if_nobody_else_has() {
+    for someone_else in [false, true] {
+        let stores = Stores::memory();
+        let [app, other] = [(); 2].map(|()| working(&stores.ledger(), LEASE * 2));
+        stores.fail(Step::Claim, Fault::DelayAnswer, 1);
+        let mut held = app.send(event("e")).boxed();
+        begin(&mut held).await;
+        sleep(LEASE * 2).await;
+        let mut others = other.send(event("e")).boxed();
+        if someone_else {
+            begin(&mut others).await;
+        }
+        let (told, others) = (held.await, others.await);
+        assert_eq!(told.code().as_deref() == Some("running"), someone_else);
+        assert_eq!(others.is_replayed(), !someone_else);
+        assert_eq!([app.runs(), other.runs()], if someone_else { [0, 1] } else { [1, 0] });
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -238,6 +260,52 @@ fn one_that_blocks_its_thread_leaves_its_store_what_that_has_to_do() {
     for attempt in [meanwhile, blocking] {
         assert_eq!(runtime.block_on(attempt).unwrap().body, "run 1");
     }
+}
+
+/// It takes its connection back in a task after every call.
+#[test]
+fn a_thread_that_is_blocked_after_a_call_takes_no_connection_from_the_store() {
+    let (dir, lease) = (Scratch::new(), LONG_LEASE);
+    let open = || SqliteStore::open(dir.path().join("store.db"));
+    let runtime = multi_thread();
+    let ledger = Ledger::new(runtime.block_on(open()).unwrap());
+    let [waits, quick] = [lease * 3, Duration::ZERO].map(|time| {
+        App::new(&leased(&ledger, lease), move |_, run| async move {
+            sleep(time).await;
+            answer(200, format!("run {run}"))
+        })
+    });
+    let waiting = runtime.spawn(async move { waits.send(event("waits")).await });
+    thread::sleep(lease / 20);
+    let blocked = runtime.spawn(async move {
+        quick.send(event("quick")).await;
+        thread::sleep(lease * 2);
+    });
+    thread::sleep(lease * 3 / 2);
+    let elsewhere = Builder::new_current_thread().enable_all().build().unwrap();
+    let told = elsewhere.block_on(async {
+        let rival = working(&Ledger::new(open().await.unwrap()), Duration::ZERO);
+        rival.send(event("waits")).await
+    });
+    assert_eq!(told.code().as_deref(), Some("running"));
+    assert_eq!(runtime.block_on(waiting).unwrap().body, "run 1");
+    runtime.block_on(blocked).unwrap();
+}
+
+/// Its renewals hold what whoever drains waits for.
+#[test]
+fn one_whose_caller_blocks_a_thread_after_its_answer_is_over() {
+    let runtime = multi_thread();
+    let ledger = Ledger::new(MemoryStore::new());
+    let app = working(&ledger, Duration::ZERO);
+    let caller = runtime.spawn(async move {
+        app.send(event("e")).await;
+        thread::sleep(LONG_LEASE);
+    });
+    thread::sleep(LONG_LEASE / 2);
+    let elsewhere = Builder::new_current_thread().enable_all().build().unwrap();
+    elsewhere.block_on(ledger.drain(LONG_LEASE / 4)).unwrap();
+    runtime.block_on(caller).unwrap();
 }
 
 /// What it holds goes with its runtime, in whatever time that takes.

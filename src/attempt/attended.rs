@@ -64,9 +64,7 @@ impl<T> Attended<T> {
         let is_due = run.is_due_by(run.started + SOON);
         if is_due {
             run.start_renewals(&work.runtime);
-        }
-        // What was spawned last: the renewals, or what a store leaves to do, such as to take back a connection.
-        if is_due || work.ledger.store().leaves_tasks() {
+            // Or the handler may block the thread that they wait for.
             slot::clear(&work.runtime);
         }
         let told: Weak<Work> = Arc::downgrade(&work);

@@ -141,12 +141,34 @@ impl Lease {
                 lease.claim.attempt = attempt;
                 // The lease counts from the first sending, which may have been the one that took effect.
                 lease.renew_at = if is_first { started + lease.interval() } else { started };
+                // Whoever waited for the answer may have waited for a thread, too.
+                if started.elapsed() >= lease.claim.lease {
+                    return lease.ask_late().await;
+                }
                 Asked::Acquired(lease)
             }
             Claimed::Done { fingerprint, record } => Asked::Done { fingerprint, record },
             Claimed::Mismatch => Asked::Mismatch,
             Claimed::Running { fingerprint, lease_left } => Asked::Running { fingerprint, lease_left },
         })
+    }
+
+    /// Whether a claim that may be over is the attempt's all the same.
+    async fn ask_late(mut self) -> Result<Asked, StoreError> {
+        let asked = Instant::now();
+        match self.ledger.bounded(self.ledger.store().renew(&self.key, &self.claim)).await? {
+            Hold::Held => {
+                self.renew_at = asked + self.interval();
+                Ok(Asked::Acquired(self))
+            }
+            Hold::Lost => {
+                // There is nothing to give back.
+                self.begin();
+                let Claim { fingerprint, lease: lease_left, .. } = self.claim;
+                // Who has it is learned by who looks again; until then nothing speaks against waiting.
+                Ok(Asked::Running { fingerprint, lease_left })
+            }
+        }
     }
 
     /// From here on the attempt sees the claim through.

@@ -34,7 +34,7 @@ use crate::flight::Lead;
 use crate::ledger::AttemptTicket as Ticket;
 use crate::record::Content;
 use crate::rejection::Rejection;
-use crate::slot::unslotted;
+use crate::slot::{self, unslotted};
 use crate::sync::{AbortHandle, Mutex, Runtime, lock};
 use crate::telemetry::{Executed, Report};
 use crate::terms::Terms;
@@ -49,11 +49,17 @@ pub(crate) struct Run {
     ticket: Mutex<Ticket>,
     /// Until the attempt has lost, is overdue, or has ended.
     lead: Mutex<Option<Lead>>,
-    /// The task that renews the lease, once there is one; `Some(None)` from when there is to be none any more.
-    renewals: OnceLock<Option<AbortHandle>>,
+    /// What renews the lease, once there is something; `Some(None)` from when there is to be nothing any more.
+    renewals: OnceLock<Option<Renewals>>,
     handle: Attempt,
     /// Whether the request body, where it is streamed through, has failed.
     request_failed: Failed,
+}
+
+/// The task that renews a lease.
+struct Renewals {
+    task: AbortHandle,
+    runtime: Runtime,
 }
 
 /// Who is to be answered.
@@ -242,9 +248,9 @@ impl Run {
             run.renew().await;
             drop(awake);
         });
-        let started = self.lease.ledger().spawn(runtime, renewing);
-        if let Err(Some(too_late)) = self.renewals.set(Some(started)) {
-            too_late.abort();
+        let task = self.lease.ledger().spawn(runtime, renewing);
+        if let Err(Some(too_late)) = self.renewals.set(Some(Renewals { task, runtime: runtime.clone() })) {
+            too_late.stop();
         }
     }
 
@@ -253,7 +259,7 @@ impl Run {
         if self.renewals.set(None).is_err()
             && let Some(Some(renewals)) = self.renewals.get()
         {
-            renewals.abort();
+            renewals.stop();
         }
     }
 
@@ -265,6 +271,16 @@ impl Run {
 
 fn told<R>(head: response::Parts, body: ResponseBody<R>) -> Told<R> {
     Box::new(Response::from_parts(head, body))
+}
+
+// === impl Renewals ===
+
+impl Renewals {
+    fn stop(&self) {
+        self.task.abort();
+        // Or what it holds would wait for a thread that the caller may block.
+        slot::clear(&self.runtime);
+    }
 }
 
 // === impl UnderWay ===

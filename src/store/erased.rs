@@ -19,7 +19,6 @@ pub(crate) trait ErasedStore: Send + Sync {
     fn lookup<'a>(&'a self, key: &'a Key) -> StoreFuture<'a, Option<Entry>>;
     fn forget<'a>(&'a self, key: &'a Key, force: bool) -> StoreFuture<'a, Forgotten>;
     fn failure_domain(&self, key: &Key) -> u16;
-    fn leaves_tasks(&self) -> bool;
     fn changed<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, ()>;
 }
 
@@ -50,10 +49,6 @@ impl<S: Store> ErasedStore for S {
 
     fn failure_domain(&self, key: &Key) -> u16 {
         Store::failure_domain(self, key)
-    }
-
-    fn leaves_tasks(&self) -> bool {
-        Store::leaves_tasks(self)
     }
 
     fn changed<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, ()> {

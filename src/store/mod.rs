@@ -45,8 +45,12 @@ pub const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 ///
 /// A method that fails with a [`StoreError`] may have taken effect, unless the error is
 /// [definite](StoreError::is_definite). Dropping a call's future is such a failure too, and is how a call is given up: it may
-/// take as long as its server does, and a ledger waits for [`store_timeout`](crate::Ledger::store_timeout). Only
-/// [`leaves_tasks`](Self::leaves_tasks) has a default: a store that left out another would weaken the contract silently.
+/// take as long as its server does, and a ledger waits for [`store_timeout`](crate::Ledger::store_timeout). No method has a default: a store
+/// that leaves one out would weaken the contract silently.
+///
+/// A task that a call leaves behind and others need, such as one that gives a connection back to a pool, must not wait for the
+/// thread of the call, which a handler may block from then on. What is spawned after it, even if it does nothing, pushes it out of the
+/// place where no other thread takes it.
 pub trait Store: Send + Sync + 'static {
     /// Takes the key, or says who has it.
     ///
@@ -92,12 +96,6 @@ pub trait Store: Send + Sync + 'static {
     /// The part of the store that keeps the key: what makes calls about one of its keys fail makes others fail, and says
     /// nothing about the other parts. 0 where it has no parts.
     fn failure_domain(&self, key: &Key) -> u16;
-
-    /// Whether a claim may leave a task behind that the next call needs, as a pool does that takes its connection back in one. Then
-    /// that is kept from waiting for a thread that the handler blocks, which costs a task per attempt.
-    fn leaves_tasks(&self) -> bool {
-        true
-    }
 
     /// Returns when the key may have changed: a hint to look again, which may be late, lost or spurious.
     ///

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::sleep;
 use tower_idempotency::key::Key;
 use tower_idempotency::store::{Claim, Claimed, Entry, Forgotten, Hold, Store, StoreError};
 use tower_idempotency::{Ledger, MemoryStore, PostgresStore, RedisStore, SqliteStore};
@@ -50,6 +51,8 @@ pub enum Step {
 pub enum Fault {
     /// Neither the request nor an answer arrives.
     Hang,
+    /// It is done and the answer takes a millisecond.
+    DelayAnswer,
     /// It is done and the answer is lost.
     LoseAnswer,
     /// It is not done, and nobody can know.
@@ -131,6 +134,11 @@ impl TestStore {
         match self.fault(step) {
             None => call.await,
             Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::DelayAnswer) => {
+                let answer = call.await;
+                sleep(Duration::from_millis(1)).await;
+                answer
+            }
             Some(Fault::LoseAnswer) => {
                 let _ = call.await;
                 Err(StoreError::unknown("the answer was lost"))

@@ -237,10 +237,6 @@ impl Store for MemoryStore {
         0
     }
 
-    fn leaves_tasks(&self) -> bool {
-        false
-    }
-
     async fn changed(&self, key: &Key) {
         self.shard(key).changed.notified().await;
     }

@@ -244,10 +244,6 @@ impl Store for RedisStore {
         if self.topology.is_cluster() { self.topology.domain(&self.name(key)) } else { 0 }
     }
 
-    fn leaves_tasks(&self) -> bool {
-        false
-    }
-
     async fn changed(&self, key: &Key) {
         self.push.changed(&self.name(key)).await;
     }

@@ -125,21 +125,23 @@ where
     })
 }
 
-/// How a database is asked on connections of a pool. The client has no trait for how many rows a statement has changed.
+/// How a database is asked on connections of a pool, which takes them back in tasks. The client has no trait for how many rows a
+/// statement has changed.
 macro_rules! asks_its_pool {
     () => {
         async fn write(&self, statement: &Statement, parameters: &[Parameter<'_>]) -> Answer<u32> {
             let query = super::bound(statement, parameters);
             if statement.returns {
                 // To its end, not to its first row: SQLite commits, and says whether it could, after the last.
-                return query.fetch_all(&self.pool).await?.first().map(attempt).transpose();
+                return cleared_behind(query.fetch_all(&self.pool)).await?.first().map(attempt).transpose();
             }
-            let done = query.execute(&self.pool).await?;
+            let done = cleared_behind(query.execute(&self.pool)).await?;
             Ok((done.rows_affected() > 0).then_some(FIRST))
         }
 
         async fn read(&self, statement: &Statement, parameters: &[Parameter<'_>]) -> Answer<Row> {
-            super::bound(statement, parameters).fetch_all(&self.pool).await?.first().map(Row::read).transpose()
+            let query = super::bound(statement, parameters);
+            cleared_behind(query.fetch_all(&self.pool)).await?.first().map(Row::read).transpose()
         }
     };
 }

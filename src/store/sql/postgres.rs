@@ -28,6 +28,7 @@ use super::statements::{Dialect, Statement, Statements};
 use super::table::{InvalidTable, table_name};
 use super::{Answer, Database, Parameter, Row, Sweeper, steps};
 use crate::key::Key;
+use crate::slot::cleared_behind;
 use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, Store, StoreError};
 
 /// The time of the server's clock, in milliseconds since 1970.
@@ -171,7 +172,7 @@ impl PostgresStore {
     /// If the server does not answer.
     pub async fn sweep(&self, rows: u32) -> Result<u64, StoreError> {
         let sweep = sqlx::query(AssertSqlSafe(Arc::clone(&self.statements.sweep))).bind(i64::from(rows));
-        Ok(sweep.execute(&self.pool).await.map_err(super::failed)?.rows_affected())
+        Ok(cleared_behind(sweep.execute(&self.pool)).await.map_err(super::failed)?.rows_affected())
     }
 }
 
@@ -193,7 +194,8 @@ impl Database for PostgresStore {
             "UPDATE {table} SET watched = true \
              WHERE key = $1 AND expires_at > {BOUNDED_NOW} AND state = {running} AND NOT watched"
         );
-        let marked = sqlx::query(AssertSqlSafe(mark)).bind(&key.as_bytes()[..]).execute(&self.pool).await;
+        let mark = sqlx::query(AssertSqlSafe(mark)).bind(&key.as_bytes()[..]);
+        let marked = cleared_behind(mark.execute(&self.pool)).await;
         // Without the mark nobody tells.
         if marked.is_err() {
             pending().await

@@ -21,6 +21,7 @@ use super::statements::{Dialect, Statement, Statements};
 use super::table::{InvalidTable, table_name};
 use super::{Answer, Database, Parameter, Row, Sweeper, steps};
 use crate::key::Key;
+use crate::slot::cleared_behind;
 use crate::store::{Claim, Claimed, Entry, Forgotten, Hold, Store, StoreError};
 
 /// The time of the machine's clock, in milliseconds since 1970.
@@ -137,7 +138,7 @@ impl SqliteStore {
     /// If the file cannot be written.
     pub async fn sweep(&self, rows: u32) -> Result<u64, StoreError> {
         let sweep = sqlx::query(AssertSqlSafe(Arc::clone(&self.statements.sweep))).bind(i64::from(rows));
-        Ok(sweep.execute(&self.pool).await.map_err(super::failed)?.rows_affected())
+        Ok(cleared_behind(sweep.execute(&self.pool)).await.map_err(super::failed)?.rows_affected())
     }
 }
 
