@@ -35,8 +35,8 @@ const STORE_TIMEOUT: Duration = Duration::from_millis(250);
 /// belong on the same ledger, so that their bounds hold together.
 ///
 /// It belongs to one runtime, unless its store is the one in memory: a store's connections live in the runtime that made them, and where
-/// that is blocked or not driven any more, leases are lost in others that share it. Where there is a runtime per thread, make a ledger
-/// in each.
+/// that is blocked or not driven any more, leases are lost in others that share it. Where there is a runtime per thread, make a store and
+/// a ledger in each.
 #[derive(Clone)]
 pub struct Ledger(Arc<Inner>);
 
