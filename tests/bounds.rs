@@ -194,7 +194,7 @@ async fn flood(server: &Server, path: &str, id: impl Fn(usize) -> usize, harm: i
                         yield_now().await;
                     }
                 };
-                timeout(Duration::from_secs(30), done).await.expect("all the harm there may be");
+                timeout(Duration::from_secs(90), done).await.expect("all the harm there may be");
             }
         }
         server.look();
