@@ -143,7 +143,7 @@ impl Lease {
                 lease.renew_at = if is_first { started + lease.interval() } else { started };
                 // Whoever waited for the answer may have waited for a thread, too.
                 if started.elapsed() >= lease.claim.lease {
-                    return lease.ask_late().await;
+                    return Box::pin(lease.ask_late()).await;
                 }
                 Asked::Acquired(lease)
             }

@@ -20,7 +20,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::link::{Answer, Link, Plain, send};
+use super::link::{Answer, Link, Plain};
 
 /// How long others may take before they are not waited for, and how often they are not.
 const LONG_TURN: Duration = Duration::from_millis(1);
@@ -96,7 +96,9 @@ where
 
 impl Link for Coalesced {
     fn send<'a>(&self, command: &'a Cmd) -> Answer<'a, Value> {
-        self.calls.count(send(self.connection.clone(), command))
+        let mut connection = self.connection.clone();
+        // Not by the client's trait, which takes a box for each call.
+        self.calls.count(async move { connection.send_packed_command(command).await?.extract_error() })
     }
 
     fn ask_all<'a>(&self, command: &'a Cmd) -> Answer<'a, Vec<(String, Value)>> {
@@ -114,11 +116,11 @@ impl Calls {
     fn count<'a, T>(&self, answer: impl Future<Output = RedisResult<T>> + Send + 'a) -> Answer<'a, T> {
         self.0.fetch_add(1, Ordering::Relaxed);
         let call = Call(self.clone());
-        async move {
-            let _call = call;
-            answer.await
-        }
-        .boxed()
+        let ended = |answer| {
+            drop(call);
+            answer
+        };
+        answer.map(ended).boxed()
     }
 
     fn are_several(&self) -> bool {

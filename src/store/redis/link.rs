@@ -73,6 +73,6 @@ impl Link for Clustered {
     }
 }
 
-pub(super) async fn send(mut connection: impl ConnectionLike, command: &Cmd) -> RedisResult<Value> {
+async fn send(mut connection: impl ConnectionLike, command: &Cmd) -> RedisResult<Value> {
     connection.req_packed_command(command).await?.extract_error()
 }
