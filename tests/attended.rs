@@ -6,6 +6,8 @@ mod common;
 
 use std::future::{pending, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::thread;
 use std::time::Duration;
@@ -16,11 +18,13 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::try_id;
 use tokio::time::sleep;
+use tower::limit::ConcurrencyLimit;
+use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_idempotency::key::header;
 use tower_idempotency::store::State;
 use tower_idempotency::{IdempotencyLayer, Ledger, MemoryStore, SqliteStore};
 
-use self::common::app::{Answer, App, answer, attempt, event};
+use self::common::app::{Answer, App, Incoming, answer, attempt, event};
 use self::common::scratch::Scratch;
 use self::common::stores::{Fault, Step, Stores};
 
@@ -126,22 +130,76 @@ async fn one_that_nobody_polls_keeps_its_lease() {
 /// Its caller was not polled for so long, as where the answer to its claim waits for a thread that is blocked.
 #[tokio::test(start_paused = true)]
 async fn one_that_learns_of_its_claim_when_that_is_over_runs_if_nobody_else_has() {
-    for someone_else in [false, true] {
+    for others_take in [None, Some(LEASE * 2), Some(Duration::ZERO)] {
         let stores = Stores::memory();
-        let [app, other] = [(); 2].map(|()| working(&stores.ledger(), LEASE * 2));
+        let [app, other] =
+            [Duration::ZERO, others_take.unwrap_or_default()].map(|time| working(&stores.ledger(), time));
         stores.fail(Step::Claim, Fault::DelayAnswer, 1);
         let mut held = app.send(event("e")).boxed();
         begin(&mut held).await;
         sleep(LEASE * 2).await;
-        let mut others = other.send(event("e")).boxed();
-        if someone_else {
-            begin(&mut others).await;
+        let others = others_take.map(|_| tokio::spawn(other.send(event("e"))));
+        sleep(LEASE / 2).await;
+        let told = held.await;
+        match others_take {
+            None => assert_eq!((&*told.body, told.is_replayed()), (&b"run 1"[..], false)),
+            Some(Duration::ZERO) => assert!(told.is_replayed()),
+            Some(_) => assert_eq!(told.code().as_deref(), Some("running")),
         }
-        let (told, others) = (held.await, others.await);
-        assert_eq!(told.code().as_deref() == Some("running"), someone_else);
-        assert_eq!(others.is_replayed(), !someone_else);
-        assert_eq!([app.runs(), other.runs()], if someone_else { [0, 1] } else { [1, 0] });
+        if let Some(others) = others {
+            assert_eq!(others.await.unwrap().body, "run 1");
+        }
+        assert_eq!(app.runs() + other.runs(), 1);
     }
+}
+
+/// Each claim was in time, but not both of them together.
+#[tokio::test(start_paused = true)]
+async fn one_whose_first_claim_is_over_when_it_has_its_second_does_not_run_beside_another() {
+    let [old, new] = ["the secret of last year", "the secret of this year"];
+    let stores = Stores::memory();
+    let app = App::new(&layer(&stores.ledger()).secret(new).previous_secret(old), |_, _| async { answer(200, "") });
+    let others = App::new(&layer(&stores.ledger()).secret(old), |_, _| async { answer(200, "the other") });
+    stores.fail(Step::Claim, Fault::DelayAnswer, 2);
+    let mut held = app.send(event("e")).boxed();
+    begin(&mut held).await;
+    sleep(LEASE * 2 / 3).await;
+    begin(&mut held).await;
+    sleep(LEASE * 2 / 3).await;
+    stores.heal();
+    assert_eq!(others.send(event("e")).await.body, "the other");
+    let told = held.await;
+    assert_eq!((&*told.body, app.runs()), (&b"the other"[..], 0));
+}
+
+/// Nor where it is told so late that it has lost.
+#[tokio::test(start_paused = true)]
+async fn one_whose_store_was_away_while_its_service_was_not_ready_does_not_run_beside_another() {
+    let stores = Stores::memory();
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let one_at_a_time = ConcurrencyLimit::new(
+        service_fn(move |_: Incoming| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async {
+                sleep(LEASE * 5).await;
+                answer(200, "done")
+            }
+        }),
+        1,
+    );
+    let service = layer(&stores.ledger()).layer(one_at_a_time);
+    let before = tokio::spawn(service.clone().oneshot(event("before")));
+    sleep(LEASE / 10).await;
+    let waits = tokio::spawn(service.oneshot(event("e")));
+    sleep(LEASE / 10).await;
+    stores.fail(Step::Renew, Fault::LoseRequest, u32::MAX);
+    sleep(LEASE * 2).await;
+    let other = working(&stores.ledger(), Duration::ZERO);
+    assert_eq!(other.send(event("e")).await.body, "run 1");
+    assert_eq!(waits.await.unwrap().unwrap().status(), 503);
+    assert_eq!(before.await.unwrap().unwrap().status(), 200);
+    assert_eq!((runs.load(Ordering::Relaxed), other.runs()), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

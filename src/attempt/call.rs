@@ -48,7 +48,15 @@ impl Run {
         R::Error: Into<BoxError>,
     {
         async move {
-            match within(self.terms.ready_timeout, poll_fn(|cx| inner.poll_ready(cx))).await {
+            let mut has_waited = false;
+            let ready = poll_fn(|cx| {
+                let ready = inner.poll_ready(cx);
+                has_waited |= ready.is_pending();
+                ready
+            });
+            match within(self.terms.ready_timeout, ready).await {
+                // Another may have run meanwhile, where the store was away for longer than the lease.
+                Some(Ok(())) if has_waited && self.has_lost() => return Ran::NotReady,
                 Some(Ok(())) => {}
                 Some(Err(error)) => return Ran::NeverReady(error),
                 None => return Ran::NotReady,

@@ -112,12 +112,16 @@ impl Attempt {
     pub async fn lost(&self) {
         let lost = self.shared.lost.notified();
         // From when it exists it is told of a loss, also of one that it is too late to see here.
-        if !self.shared.is_lost.load(Ordering::Acquire) {
+        if !self.is_lost() {
             lost.await;
         }
     }
 
     /// Tells all who wait for that, and who will.
+    pub(super) fn is_lost(&self) -> bool {
+        self.shared.is_lost.load(Ordering::Acquire)
+    }
+
     pub(super) fn set_lost(&self) {
         self.shared.is_lost.store(true, Ordering::Release);
         self.shared.lost.notify_waiters();

@@ -16,11 +16,11 @@ use crate::ledger::{Ledger, bounded_by};
 use crate::store::erased::StoreFuture;
 use crate::store::{Claim, Claimed, Entry, Hold, MIN_DURATION, State, StoreError};
 use crate::sync::Runtime;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::telemetry;
 
 /// How often a claim is sent, at most.
-const MAX_SENDINGS: u32 = 3;
+pub(super) const MAX_SENDINGS: u32 = 3;
 
 /// The pauses between two sendings of a step, before jitter.
 const FIRST_BACKOFF: Duration = Duration::from_millis(10);
@@ -28,16 +28,19 @@ const LAST_BACKOFF: Duration = Duration::from_secs(1);
 
 /// A claim that this process has, or may have.
 pub(crate) struct Lease {
-    ledger: Ledger,
-    key: Key,
-    claim: Claim,
-    /// When it is to be renewed first.
-    renew_at: Instant,
+    pub(super) ledger: Ledger,
+    pub(super) key: Key,
+    pub(super) claim: Claim,
+    asked: Instant,
+    /// How long after that it was renewed last, in milliseconds.
+    renewed_after: AtomicU32,
+    /// Another sending than the one that was answered may have been the one that took effect, so it is renewed at once.
+    is_unsure: bool,
     /// The inner service has not been called: dropped now, the claim is released in the background.
     adrift: AtomicBool,
     /// While secrets rotate, the claim of the same event under its previous key, which was asked for first. It is given up
     /// before anybody waits for the other.
-    previous: Option<Box<Self>>,
+    pub(super) previous: Option<Box<Self>>,
 }
 
 /// What came of asking for a claim: what the store answered, and the lease where it is ours.
@@ -66,8 +69,16 @@ pub(crate) enum Pursued {
 }
 
 impl Lease {
-    /// Asks for the claim, for each key up to three times and within 1.6 times the store's timeout.
+    /// Asks for the claim, for each key up to three times and within 1.6 times the store's timeout, and again where its answer came
+    /// too late.
     pub(crate) async fn ask(ledger: &Ledger, keys: Keys, claim: Claim) -> Result<Asked, StoreError> {
+        match Self::ask_once(ledger, keys, claim).await? {
+            Asked::Acquired(lease) if lease.is_over() => Box::pin(lease.ask_again()).await,
+            asked => Ok(asked),
+        }
+    }
+
+    pub(super) async fn ask_once(ledger: &Ledger, keys: Keys, claim: Claim) -> Result<Asked, StoreError> {
         match keys.previous {
             None => Self::ask_for(ledger, keys.current, claim).await,
             Some(previous) => Box::pin(Self::ask_for_both(ledger, keys.current, previous, claim)).await,
@@ -111,7 +122,9 @@ impl Lease {
         let started = Instant::now();
         let budget = timeout * 8 / 5;
         let (ledger, adrift) = (ledger.clone(), AtomicBool::new(true));
-        let mut lease = Self { ledger, key, claim, renew_at: started, adrift, previous: None };
+        let renewed_after = AtomicU32::new(0);
+        let mut lease =
+            Self { ledger, key, claim, asked: started, renewed_after, is_unsure: false, adrift, previous: None };
         let mut backoff = Backoff::new();
         let mut sending = 1;
         let mut left = timeout;
@@ -139,36 +152,14 @@ impl Lease {
             Claimed::Acquired { attempt } => {
                 *lease.adrift.get_mut() = true;
                 lease.claim.attempt = attempt;
-                // The lease counts from the first sending, which may have been the one that took effect.
-                lease.renew_at = if is_first { started + lease.interval() } else { started };
-                // Whoever waited for the answer may have waited for a thread, too.
-                if started.elapsed() >= lease.claim.lease {
-                    return Box::pin(lease.ask_late()).await;
-                }
+                // The lease counts from the first sending.
+                lease.is_unsure = !is_first;
                 Asked::Acquired(lease)
             }
             Claimed::Done { fingerprint, record } => Asked::Done { fingerprint, record },
             Claimed::Mismatch => Asked::Mismatch,
             Claimed::Running { fingerprint, lease_left } => Asked::Running { fingerprint, lease_left },
         })
-    }
-
-    /// Whether a claim that may be over is the attempt's all the same.
-    async fn ask_late(mut self) -> Result<Asked, StoreError> {
-        let asked = Instant::now();
-        match self.ledger.bounded(self.ledger.store().renew(&self.key, &self.claim)).await? {
-            Hold::Held => {
-                self.renew_at = asked + self.interval();
-                Ok(Asked::Acquired(self))
-            }
-            Hold::Lost => {
-                // There is nothing to give back.
-                self.begin();
-                let Claim { fingerprint, lease: lease_left, .. } = self.claim;
-                // Who has it is learned by who looks again; until then nothing speaks against waiting.
-                Ok(Asked::Running { fingerprint, lease_left })
-            }
-        }
     }
 
     /// From here on the attempt sees the claim through.
@@ -189,7 +180,19 @@ impl Lease {
 
     /// Whether it is to be renewed by then.
     pub(crate) fn is_due_by(&self, then: Instant) -> bool {
-        self.renew_at <= then || self.previous.as_ref().is_some_and(|previous| previous.is_due_by(then))
+        self.is_unsure
+            || self.since() + self.claim.lease / 4 <= then
+            || self.previous.as_ref().is_some_and(|previous| previous.is_due_by(then))
+    }
+
+    /// Whether it has not been renewed for as long as it lasts, so that another may have the key.
+    pub(crate) fn is_over(&self) -> bool {
+        self.since().elapsed() >= self.claim.lease || self.previous.as_ref().is_some_and(|previous| previous.is_over())
+    }
+
+    /// From when the lease counts.
+    fn since(&self) -> Instant {
+        self.asked + Duration::from_millis(self.renewed_after.load(Ordering::Relaxed).into())
     }
 
     pub(crate) fn claim(&self) -> &Claim {
@@ -212,22 +215,32 @@ impl Lease {
     }
 
     async fn renew_one(&self, deadline: Instant) -> Ended {
-        let mut renew_at = self.renew_at;
+        let mut renew_at = if self.is_unsure { self.asked } else { self.since() + self.interval() };
         loop {
             sleep_until(renew_at.min(deadline)).await;
-            let sent = Instant::now();
-            if sent >= deadline {
+            if Instant::now() >= deadline {
                 return Ended::Overdue;
             }
-            renew_at = match self.ledger.bounded(self.ledger.store().renew(&self.key, &self.claim)).await {
-                Ok(Hold::Held) => sent + self.interval(),
+            renew_at = match self.renew_once().await {
+                Ok(Hold::Held) => self.since() + self.interval(),
                 Ok(Hold::Lost) => return Ended::Lost,
-                Err(error) => {
-                    telemetry::store_error("renew", &self.key, &error);
-                    Instant::now() + jittered((self.claim.lease / 10).min(LAST_BACKOFF))
-                }
+                Err(_) => Instant::now() + jittered((self.claim.lease / 10).min(LAST_BACKOFF)),
             };
         }
+    }
+
+    pub(super) async fn renew_once(&self) -> Result<Hold, StoreError> {
+        let sent = Instant::now();
+        let renewed = self.ledger.bounded(self.ledger.store().renew(&self.key, &self.claim)).await;
+        match &renewed {
+            Ok(Hold::Held) => {
+                let after = sent.saturating_duration_since(self.asked).as_millis();
+                self.renewed_after.store(u32::try_from(after).unwrap_or(u32::MAX), Ordering::Relaxed);
+            }
+            Ok(Hold::Lost) => {}
+            Err(error) => telemetry::store_error("renew", &self.key, error),
+        }
+        renewed
     }
 
     /// Returns when the key is seen to be another attempt's, or to have been. A key that is gone is nobody else's.
@@ -326,10 +339,10 @@ impl Drop for Lease {
         let Some(ticket) = self.ledger.given_up() else { return };
         // Without a number it counts as never having run.
         let claim = Claim { attempt: 0, ..self.claim.clone() };
-        let (ledger, renew_at) = (self.ledger.clone(), self.renew_at);
-        let adrift = AtomicBool::new(false);
+        let (ledger, asked, renewed_after) = (self.ledger.clone(), self.asked, AtomicU32::new(0));
+        let (is_unsure, adrift) = (false, AtomicBool::new(false));
         // The previous lease, where there is one, is dropped with this one.
-        let given_up = Self { ledger, key: self.key, claim, renew_at, adrift, previous: None };
+        let given_up = Self { ledger, key: self.key, claim, asked, renewed_after, is_unsure, adrift, previous: None };
         self.ledger.spawn(&Runtime::current(), async move {
             given_up.release(given_up.claim.lease).await;
             drop(ticket);
@@ -351,14 +364,14 @@ impl Pursued {
 }
 
 /// Pauses that double, with jitter of this process's own, so that many do not come back in step.
-struct Backoff(Duration);
+pub(super) struct Backoff(Duration);
 
 impl Backoff {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(FIRST_BACKOFF)
     }
 
-    fn next(&mut self) -> Duration {
+    pub(super) fn next(&mut self) -> Duration {
         let pause = jittered(self.0);
         self.0 = (self.0 * 2).min(LAST_BACKOFF);
         pause

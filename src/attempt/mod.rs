@@ -7,6 +7,7 @@ mod call;
 mod ended;
 mod finish;
 mod handle;
+mod late;
 mod lease;
 mod stream;
 
@@ -229,6 +230,11 @@ impl Run {
 
     fn overdue(&self) -> Instant {
         self.started + self.terms.max_attempt
+    }
+
+    /// Whether another may run in its place, as far as can be told.
+    fn has_lost(&self) -> bool {
+        self.handle.is_lost() || self.lease.is_over()
     }
 
     /// Whether by then the lease is to be renewed, or the attempt is overdue.
