@@ -7,7 +7,6 @@ mod call;
 mod ended;
 mod finish;
 mod handle;
-mod late;
 mod lease;
 mod stream;
 

@@ -3,6 +3,9 @@
 //! A call without an answer may have taken effect. So a claim is asked for again under the same id, a completion is
 //! pursued, and a claim that nobody waits for any more is released behind it, in the background.
 
+mod ask;
+mod late;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,17 +13,14 @@ use futures_util::future::join;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::fingerprint::Fingerprint;
+pub(crate) use self::ask::Asked;
 use crate::key::{Key, Keys};
-use crate::ledger::{Ledger, bounded_by};
+use crate::ledger::Ledger;
 use crate::store::erased::StoreFuture;
-use crate::store::{Claim, Claimed, Entry, Hold, MIN_DURATION, State, StoreError};
+use crate::store::{Claim, Hold, State, StoreError};
 use crate::sync::Runtime;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::telemetry;
-
-/// How often a claim is sent, at most.
-pub(super) const MAX_SENDINGS: u32 = 3;
 
 /// The pauses between two sendings of a step, before jitter.
 const FIRST_BACKOFF: Duration = Duration::from_millis(10);
@@ -28,9 +28,10 @@ const LAST_BACKOFF: Duration = Duration::from_secs(1);
 
 /// A claim that this process has, or may have.
 pub(crate) struct Lease {
-    pub(super) ledger: Ledger,
-    pub(super) key: Key,
-    pub(super) claim: Claim,
+    ledger: Ledger,
+    key: Key,
+    claim: Claim,
+    /// When it was sent first.
     asked: Instant,
     /// How long after that it was renewed last, in milliseconds.
     renewed_after: AtomicU32,
@@ -40,15 +41,7 @@ pub(crate) struct Lease {
     adrift: AtomicBool,
     /// While secrets rotate, the claim of the same event under its previous key, which was asked for first. It is given up
     /// before anybody waits for the other.
-    pub(super) previous: Option<Box<Self>>,
-}
-
-/// What came of asking for a claim: what the store answered, and the lease where it is ours.
-pub(crate) enum Asked {
-    Acquired(Lease),
-    Done { fingerprint: Option<Fingerprint>, record: Bytes },
-    Mismatch,
-    Running { fingerprint: Option<Fingerprint>, lease_left: Duration },
+    previous: Option<Box<Self>>,
 }
 
 /// Why a lease is not renewed any more.
@@ -69,99 +62,6 @@ pub(crate) enum Pursued {
 }
 
 impl Lease {
-    /// Asks for the claim, for each key up to three times and within 1.6 times the store's timeout, and again where its answer came
-    /// too late.
-    pub(crate) async fn ask(ledger: &Ledger, keys: Keys, claim: Claim) -> Result<Asked, StoreError> {
-        match Self::ask_once(ledger, keys, claim).await? {
-            Asked::Acquired(lease) if lease.is_over() => Box::pin(lease.ask_again()).await,
-            asked => Ok(asked),
-        }
-    }
-
-    pub(super) async fn ask_once(ledger: &Ledger, keys: Keys, claim: Claim) -> Result<Asked, StoreError> {
-        match keys.previous {
-            None => Self::ask_for(ledger, keys.current, claim).await,
-            Some(previous) => Box::pin(Self::ask_for_both(ledger, keys.current, previous, claim)).await,
-        }
-    }
-
-    async fn ask_for_both(ledger: &Ledger, key: Key, previous: Key, claim: Claim) -> Result<Asked, StoreError> {
-        let previous = match Self::ask_for(ledger, previous, claim.clone()).await? {
-            Asked::Acquired(previous) => previous,
-            answer => return Ok(answer),
-        };
-        let mut asked = Self::ask_for(ledger, key, claim).await?;
-        match &mut asked {
-            Asked::Acquired(lease) => lease.previous = Some(Box::new(previous)),
-            // Whoever ran it knew only the current key: now the previous one tells, too.
-            Asked::Done { fingerprint, record } => previous.hand_on(key, *fingerprint, record).await,
-            // Without both, the one is dropped and given back.
-            Asked::Mismatch | Asked::Running { .. } => {}
-        }
-        Ok(asked)
-    }
-
-    /// Ends the claim with the outcome under another key, for as long as it is kept there.
-    async fn hand_on(mut self, from: Key, fingerprint: Option<Fingerprint>, record: &Bytes) {
-        self.claim.fingerprint = fingerprint;
-        let Ok(Some(Entry { expires_in, .. })) = self.ledger.lookup(&from).await else { return };
-        if self.complete(record, expires_in.max(MIN_DURATION), Duration::ZERO).await == Pursued::Held {
-            self.begin();
-        }
-    }
-
-    async fn ask_for(ledger: &Ledger, key: Key, claim: Claim) -> Result<Asked, StoreError> {
-        let trial = ledger.breaker().admit(ledger.store().failure_domain(&key), key)?;
-        let asked = Self::send(ledger, key, claim).await;
-        trial.ended(&asked);
-        asked
-    }
-
-    async fn send(ledger: &Ledger, key: Key, claim: Claim) -> Result<Asked, StoreError> {
-        let timeout = ledger.call_timeout();
-        let started = Instant::now();
-        let budget = timeout * 8 / 5;
-        let (ledger, adrift) = (ledger.clone(), AtomicBool::new(true));
-        let renewed_after = AtomicU32::new(0);
-        let mut lease =
-            Self { ledger, key, claim, asked: started, renewed_after, is_unsure: false, adrift, previous: None };
-        let mut backoff = Backoff::new();
-        let mut sending = 1;
-        let mut left = timeout;
-        let claimed = loop {
-            let error = match bounded_by(left, lease.ledger.store().claim(&lease.key, &lease.claim)).await {
-                Ok(claimed) => break Ok(claimed),
-                Err(error) => error,
-            };
-            telemetry::store_error("claim", &lease.key, &error);
-            if error.is_definite() {
-                break Err(error);
-            }
-            let pause = backoff.next();
-            if sending == MAX_SENDINGS || started.elapsed() + pause >= budget {
-                return Err(error);
-            }
-            Box::pin(sleep(pause)).await;
-            sending += 1;
-            left = budget.saturating_sub(started.elapsed()).min(timeout);
-        };
-        // An earlier sending may still be on its way, whatever came of this one.
-        let is_first = sending == 1;
-        *lease.adrift.get_mut() = !is_first;
-        Ok(match claimed? {
-            Claimed::Acquired { attempt } => {
-                *lease.adrift.get_mut() = true;
-                lease.claim.attempt = attempt;
-                // The lease counts from the first sending.
-                lease.is_unsure = !is_first;
-                Asked::Acquired(lease)
-            }
-            Claimed::Done { fingerprint, record } => Asked::Done { fingerprint, record },
-            Claimed::Mismatch => Asked::Mismatch,
-            Claimed::Running { fingerprint, lease_left } => Asked::Running { fingerprint, lease_left },
-        })
-    }
-
     /// From here on the attempt sees the claim through.
     pub(crate) fn begin(&self) {
         self.adrift.store(false, Ordering::Relaxed);
@@ -229,7 +129,7 @@ impl Lease {
         }
     }
 
-    pub(super) async fn renew_once(&self) -> Result<Hold, StoreError> {
+    async fn renew_once(&self) -> Result<Hold, StoreError> {
         let sent = Instant::now();
         let renewed = self.ledger.bounded(self.ledger.store().renew(&self.key, &self.claim)).await;
         match &renewed {
@@ -364,14 +264,14 @@ impl Pursued {
 }
 
 /// Pauses that double, with jitter of this process's own, so that many do not come back in step.
-pub(super) struct Backoff(Duration);
+struct Backoff(Duration);
 
 impl Backoff {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         Self(FIRST_BACKOFF)
     }
 
-    pub(super) fn next(&mut self) -> Duration {
+    fn next(&mut self) -> Duration {
         let pause = jittered(self.0);
         self.0 = (self.0 * 2).min(LAST_BACKOFF);
         pause

@@ -7,7 +7,8 @@ use std::fmt;
 
 use tokio::time::sleep;
 
-use super::lease::{Asked, Backoff, Lease, MAX_SENDINGS};
+use super::ask::{Asked, MAX_SENDINGS};
+use super::{Backoff, Lease};
 use crate::store::{Claim, ClaimId, Hold, StoreError};
 
 /// Every answer came when the lease was over.
