@@ -45,9 +45,9 @@ impl Wake for ClearingWaker {
 /// Clears the slot behind what leaves a task there, however that ends.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) async fn cleared_behind<F: Future>(future: F) -> F::Output {
-    let clear = ClearOnDrop(Runtime::current());
+    let clearing = ClearOnDrop(Runtime::current());
     let output = future.await;
-    drop(clear);
+    drop(clearing);
     output
 }
 

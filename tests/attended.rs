@@ -5,6 +5,7 @@
 mod common;
 
 use std::future::{pending, poll_fn};
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -44,7 +45,11 @@ fn leased(ledger: &Ledger, lease: Duration) -> IdempotencyLayer {
 
 /// Works for so long.
 fn working(ledger: &Ledger, time: Duration) -> App {
-    App::new(&layer(ledger), move |_, run| async move {
+    working_under(ledger, LEASE, time)
+}
+
+fn working_under(ledger: &Ledger, lease: Duration, time: Duration) -> App {
+    App::new(&leased(ledger, lease), move |_, run| async move {
         sleep(time).await;
         answer(200, format!("run {run}"))
     })
@@ -67,6 +72,10 @@ fn rival(store: &MemoryStore) -> App {
 async fn begin(delivery: &mut BoxFuture<'static, Answer>) {
     let ended = poll_fn(|cx| Poll::Ready(delivery.as_mut().poll(cx).is_ready())).await;
     assert!(!ended, "it has ended");
+}
+
+fn current_thread() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
 }
 
 fn multi_thread() -> Runtime {
@@ -248,7 +257,7 @@ fn one_that_blocks_its_thread_after_it_waited_keeps_its_lease() {
 fn assert_blocked_keeps_its_lease(runtime: &Runtime, store: &MemoryStore, blocks: App, time: Duration) {
     let blocking = runtime.spawn(async move { blocks.send(event("e")).await });
     thread::sleep(time);
-    let other = Builder::new_current_thread().enable_all().build().unwrap();
+    let other = current_thread();
     let told = other.block_on(rival(store).send(event("e")));
     let workers = runtime.metrics().num_workers();
     assert_eq!(told.code().as_deref(), Some("running"), "{workers} workers, after {time:?}");
@@ -271,10 +280,7 @@ fn one_that_blocks_its_thread_takes_no_lease_from_another() {
             .enable_all()
             .build()
             .unwrap();
-        let waits = App::new(&leased(&ledger, LONG_LEASE), |_, run| async move {
-            sleep(LONG_LEASE * 3).await;
-            answer(200, format!("run {run}"))
-        });
+        let waits = working_under(&ledger, LONG_LEASE, LONG_LEASE * 3);
         let blocks = blocking(&ledger, LONG_LEASE, LONG_LEASE * 3);
         let waiting = runtime.spawn(async move { waits.send(event("waits")).await });
         // All threads are busy when it is time for the first, and one then takes the second.
@@ -285,7 +291,7 @@ fn one_that_blocks_its_thread_takes_no_lease_from_another() {
         thread::sleep(Duration::from_millis(3));
         let blocking = runtime.spawn(async move { blocks.send(event("blocks")).await });
         thread::sleep(LONG_LEASE * 3 / 2);
-        let other = Builder::new_current_thread().enable_all().build().unwrap();
+        let other = current_thread();
         for key in ["waits", "blocks"] {
             let told = other.block_on(rival(&store).send(event(key)));
             assert_eq!(told.code().as_deref(), Some("running"), "{key}, after {time:?} and {busy} ms");
@@ -296,25 +302,29 @@ fn one_that_blocks_its_thread_takes_no_lease_from_another() {
     }
 }
 
+async fn on_file(dir: &Path) -> Ledger {
+    Ledger::new(SqliteStore::open(dir.join("store.db")).await.unwrap())
+}
+
+/// Another process on the same file is told that it runs.
+fn assert_runs_for_a_rival(dir: &Path, key: &str) {
+    let told = current_thread().block_on(async { working(&on_file(dir).await, Duration::ZERO).send(event(key)).await });
+    assert_eq!(told.code().as_deref(), Some("running"));
+}
+
 /// Its pool takes a connection back in a task, which a claim leaves behind and a renewal needs.
 #[test]
 fn one_that_blocks_its_thread_leaves_its_store_what_that_has_to_do() {
     let (dir, lease) = (Scratch::new(), LONG_LEASE);
-    let open = || SqliteStore::open(dir.path().join("store.db"));
     let runtime = multi_thread();
-    let ledger = Ledger::new(runtime.block_on(open()).unwrap());
+    let ledger = runtime.block_on(on_file(dir.path()));
     let blocks = blocking(&ledger, lease, lease * 3);
     let blocking = runtime.spawn(async move { blocks.send(event("blocks")).await });
     thread::sleep(lease / 2);
     let other = working(&ledger, Duration::ZERO);
     let meanwhile = runtime.spawn(async move { other.send(event("meanwhile")).await });
     thread::sleep(lease * 3 / 2);
-    let elsewhere = Builder::new_current_thread().enable_all().build().unwrap();
-    let told = elsewhere.block_on(async {
-        let rival = working(&Ledger::new(open().await.unwrap()), Duration::ZERO);
-        rival.send(event("blocks")).await
-    });
-    assert_eq!(told.code().as_deref(), Some("running"));
+    assert_runs_for_a_rival(dir.path(), "blocks");
     for attempt in [meanwhile, blocking] {
         assert_eq!(runtime.block_on(attempt).unwrap().body, "run 1");
     }
@@ -324,15 +334,9 @@ fn one_that_blocks_its_thread_leaves_its_store_what_that_has_to_do() {
 #[test]
 fn a_thread_that_is_blocked_after_a_call_takes_no_connection_from_the_store() {
     let (dir, lease) = (Scratch::new(), LONG_LEASE);
-    let open = || SqliteStore::open(dir.path().join("store.db"));
     let runtime = multi_thread();
-    let ledger = Ledger::new(runtime.block_on(open()).unwrap());
-    let [waits, quick] = [lease * 3, Duration::ZERO].map(|time| {
-        App::new(&leased(&ledger, lease), move |_, run| async move {
-            sleep(time).await;
-            answer(200, format!("run {run}"))
-        })
-    });
+    let ledger = runtime.block_on(on_file(dir.path()));
+    let [waits, quick] = [lease * 3, Duration::ZERO].map(|time| working_under(&ledger, lease, time));
     let waiting = runtime.spawn(async move { waits.send(event("waits")).await });
     thread::sleep(lease / 20);
     let blocked = runtime.spawn(async move {
@@ -340,12 +344,7 @@ fn a_thread_that_is_blocked_after_a_call_takes_no_connection_from_the_store() {
         thread::sleep(lease * 2);
     });
     thread::sleep(lease * 3 / 2);
-    let elsewhere = Builder::new_current_thread().enable_all().build().unwrap();
-    let told = elsewhere.block_on(async {
-        let rival = working(&Ledger::new(open().await.unwrap()), Duration::ZERO);
-        rival.send(event("waits")).await
-    });
-    assert_eq!(told.code().as_deref(), Some("running"));
+    assert_runs_for_a_rival(dir.path(), "waits");
     assert_eq!(runtime.block_on(waiting).unwrap().body, "run 1");
     runtime.block_on(blocked).unwrap();
 }
@@ -361,8 +360,7 @@ fn one_whose_caller_blocks_a_thread_after_its_answer_is_over() {
         thread::sleep(LONG_LEASE);
     });
     thread::sleep(LONG_LEASE / 2);
-    let elsewhere = Builder::new_current_thread().enable_all().build().unwrap();
-    elsewhere.block_on(ledger.drain(LONG_LEASE / 4)).unwrap();
+    current_thread().block_on(ledger.drain(LONG_LEASE / 4)).unwrap();
     runtime.block_on(caller).unwrap();
 }
 
@@ -485,7 +483,7 @@ fn one_whose_caller_is_dropped_outside_of_a_runtime_goes_on() {
 fn a_runtime_that_is_blocked_takes_no_lease_from_attempts_in_another() {
     let store = MemoryStore::new();
     let ledger = Ledger::new(store.clone());
-    let (blocked, other) = (Builder::new_current_thread().enable_all().build().unwrap(), multi_thread());
+    let (blocked, other) = (current_thread(), multi_thread());
     let mut blocking = working(&ledger, LEASE).send(event("of the blocked"));
     blocked.block_on(begin(&mut blocking));
     other.block_on(async {

@@ -61,8 +61,7 @@ impl<T> Attended<T> {
             runtime: Runtime::current(),
             span: Span::current(),
         });
-        let is_due = run.is_due_by(run.started + SOON);
-        if is_due {
+        if run.is_due_by(run.started + SOON) {
             run.start_renewals(&work.runtime);
             // Or the handler may block the thread that they wait for.
             slot::clear(&work.runtime);

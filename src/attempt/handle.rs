@@ -117,11 +117,11 @@ impl Attempt {
         }
     }
 
-    /// Tells all who wait for that, and who will.
     pub(super) fn is_lost(&self) -> bool {
         self.shared.is_lost.load(Ordering::Acquire)
     }
 
+    /// Tells all who wait for that, and who will.
     pub(super) fn set_lost(&self) {
         self.shared.is_lost.store(true, Ordering::Release);
         self.shared.lost.notify_waiters();
