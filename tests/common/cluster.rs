@@ -139,7 +139,7 @@ impl Cluster {
                 break;
             }
             let mut migrate = cmd("MIGRATE");
-            migrate.arg("127.0.0.1").arg(self.nodes[to].port()).arg("").arg(0).arg(1000).arg("KEYS").arg(keys);
+            migrate.arg("127.0.0.1").arg(self.nodes[to].port()).arg("").arg(0).arg(10_000).arg("KEYS").arg(keys);
             let _: String = migrate.query_async(&mut self.clients[from].clone()).await.unwrap();
             sleep(Duration::from_millis(5)).await;
         }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Client, RedisResult, Value, cmd};
@@ -16,6 +17,11 @@ const NAME: &str = "orders";
 
 /// Everybody has a user of its own, so that a server can be cut off from some and not from others.
 const USERS: [&str; 3] = ["app", "replica", "sentinel"];
+
+/// How long a master is silent before the sentinels take it for dead: long, so that a machine that stands still for a
+/// moment is no fault of a test's, and short once the test has made one.
+const PATIENCE: Duration = Duration::from_secs(10);
+const IMPATIENCE: Duration = Duration::from_millis(500);
 
 pub struct Sentinels {
     pub master: RedisServer,
@@ -46,7 +52,7 @@ impl Sentinels {
         let started = Self { master, replica, sentinels };
         for sentinel in &started.sentinels {
             until(async || {
-                let count = async |what| match sentinel.ask(what).await {
+                let count = async |what| match sentinel.ask(&[what, NAME]).await {
                     Ok(Value::Array(known)) => known.len(),
                     _ => 0,
                 };
@@ -83,8 +89,14 @@ impl Sentinels {
         .await;
     }
 
+    pub async fn kill_master(&mut self) {
+        self.take_for_dead_after(IMPATIENCE).await;
+        self.master.kill();
+    }
+
     /// Cuts the master off from its replica and from the sentinels, but not from the apps.
     pub async fn part(&self) {
+        self.take_for_dead_after(IMPATIENCE).await;
         let mut master = client(&self.master).await.unwrap();
         for user in ["replica", "sentinel"] {
             let () = cmd("ACL").arg(&["SETUSER", user, "off"]).query_async(&mut master).await.unwrap();
@@ -101,17 +113,25 @@ impl Sentinels {
         until(async || info(&self.master).await.contains("master_link_status:up")).await;
     }
 
-    /// Returns when all sentinels send clients to the replica, and it is one no more.
+    /// Returns when all sentinels send clients to the replica, and it is one no more. They do not turn back after that.
     pub async fn has_failed_over(&self) {
         for sentinel in &self.sentinels {
             let port = self.replica.port().to_string();
             until(async || {
-                let master = sentinel.ask("GET-MASTER-ADDR-BY-NAME").await;
+                let master = sentinel.ask(&["GET-MASTER-ADDR-BY-NAME", NAME]).await;
                 master.is_ok_and(|master| redis::from_redis_value::<(String, String)>(master).unwrap().1 == port)
             })
             .await;
         }
         until(async || info(&self.replica).await.contains("role:master")).await;
+        self.take_for_dead_after(PATIENCE).await;
+    }
+
+    async fn take_for_dead_after(&self, patience: Duration) {
+        for sentinel in &self.sentinels {
+            let millis = patience.as_millis().to_string();
+            sentinel.ask(&["SET", NAME, "down-after-milliseconds", &millis]).await.unwrap();
+        }
     }
 }
 
@@ -124,8 +144,9 @@ impl Sentinel {
             "port {port}\nbind 127.0.0.1\ndir {}\n\
              sentinel monitor {NAME} 127.0.0.1 {master} 2\n\
              sentinel auth-user {NAME} sentinel\nsentinel auth-pass {NAME} secret\n\
-             sentinel down-after-milliseconds {NAME} 500\nsentinel failover-timeout {NAME} 4000\n",
-            dir.path().display()
+             sentinel down-after-milliseconds {NAME} {}\nsentinel failover-timeout {NAME} 4000\n",
+            dir.path().display(),
+            PATIENCE.as_millis()
         );
         let path = dir.path().join("sentinel.conf");
         fs::write(&path, config).expect("a file");
@@ -134,10 +155,10 @@ impl Sentinel {
         Self { child: command.spawn().expect("redis-server as a sentinel"), port, _dir: dir }
     }
 
-    async fn ask(&self, what: &str) -> RedisResult<Value> {
+    async fn ask(&self, args: &[&str]) -> RedisResult<Value> {
         let client = Client::open(format!("redis://127.0.0.1:{}/", self.port))?;
         let mut connection = client.get_multiplexed_async_connection().await?;
-        cmd("SENTINEL").arg(what).arg(NAME).query_async(&mut connection).await
+        cmd("SENTINEL").arg(args).query_async(&mut connection).await
     }
 }
 

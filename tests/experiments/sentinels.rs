@@ -45,7 +45,7 @@ async fn failover(trial: Trial) {
     stop.reached(EVENTS).await;
     // What a master alone has is lost with it: see the partitions.
     servers.is_replicated().await;
-    servers.master.kill();
+    servers.kill_master().await;
     trial.fault_has_happened();
     stop.open();
     let load = trial.sender.load(&targets);
