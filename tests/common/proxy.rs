@@ -199,10 +199,11 @@ async fn swallow(mut from_client: OwnedReadHalf, mut to_server: OwnedWriteHalf, 
     }
 }
 
-/// The name of the command, and of a script its hash.
+/// The name of the step, and of a script its hash. Other commands may come with it.
 fn name(request: &[u8]) -> String {
     let text = String::from_utf8_lossy(request);
-    let mut words = text.split("\r\n").filter(|word| !word.starts_with(['*', '$']));
+    let words = text.split("\r\n").filter(|word| !word.starts_with(['*', '$']));
+    let mut words = words.skip_while(|word| !["SET", "EVAL", "EVALSHA"].contains(word));
     match (words.next().unwrap_or_default(), words.next().unwrap_or_default()) {
         (command @ "EVAL", code) => format!("{command} {}", redis::Script::new(code).get_hash()),
         (command @ "EVALSHA", hash) => format!("{command} {hash}"),

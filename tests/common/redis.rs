@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, RedisResult};
 use tower_idempotency::store::redis::RedisStore;
 
 use super::scratch::Scratch;
@@ -14,6 +16,9 @@ use super::signal;
 /// How long a server may take to start on a busy machine, and how often it is looked at.
 const LOOKS: u32 = 4000;
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// How long a test's own connections wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A server in a directory of its own, without persistence unless it is set; killed when dropped.
 pub struct RedisServer {
@@ -85,9 +90,8 @@ impl RedisServer {
     }
 
     /// A plain connection, to look at what a store has done and to do it harm.
-    pub async fn client(&self) -> redis::aio::MultiplexedConnection {
-        let client = redis::Client::open(self.url()).expect("a URL");
-        client.get_multiplexed_async_connection().await.expect("a running server")
+    pub async fn client(&self) -> MultiplexedConnection {
+        connect(&self.url()).await.expect("a running server")
     }
 
     /// Stops the server from answering, without closing anything.
@@ -121,6 +125,13 @@ impl Drop for RedisServer {
 /// The server that is tried: another version, or Valkey, where the environment says so.
 pub fn program() -> String {
     env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
+}
+
+/// A connection that does not give up when the machine stands still for half a second.
+pub async fn connect(url: &str) -> RedisResult<MultiplexedConnection> {
+    let config =
+        AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE)).set_connection_timeout(Some(PATIENCE));
+    Client::open(url)?.get_multiplexed_async_connection_with_config(&config).await
 }
 
 pub fn free_port() -> u16 {

@@ -5,10 +5,10 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{Client, RedisResult, Value, cmd};
+use redis::{RedisResult, Value, cmd};
 use tower_idempotency::store::redis::RedisStore;
 
-use super::redis::{RedisServer, free_port, program};
+use super::redis::{RedisServer, connect, free_port, program};
 use super::scratch::Scratch;
 use super::{mortal, until};
 
@@ -156,8 +156,7 @@ impl Sentinel {
     }
 
     async fn ask(&self, args: &[&str]) -> RedisResult<Value> {
-        let client = Client::open(format!("redis://127.0.0.1:{}/", self.port))?;
-        let mut connection = client.get_multiplexed_async_connection().await?;
+        let mut connection = connect(&format!("redis://127.0.0.1:{}/", self.port)).await?;
         cmd("SENTINEL").arg(args).query_async(&mut connection).await
     }
 }
@@ -171,8 +170,7 @@ impl Drop for Sentinel {
 
 /// A connection of an app's.
 async fn client(server: &RedisServer) -> RedisResult<MultiplexedConnection> {
-    let client = Client::open(format!("redis://app:secret@127.0.0.1:{}/", server.port()))?;
-    client.get_multiplexed_async_connection().await
+    connect(&format!("redis://app:secret@127.0.0.1:{}/", server.port())).await
 }
 
 /// Nothing in the moment in which it becomes a master or a replica: then it closes its connections.

@@ -40,6 +40,10 @@ const SOME_TIME: Duration = Duration::from_millis(300);
 /// More than an event has steps, with all that is sent again.
 const STEPS: usize = 16;
 
+/// How many kinds of steps there are, and how often they are tried until the answer of each has been lost.
+const KINDS: usize = 8;
+const ROUNDS: usize = 3;
+
 async fn black_holed(trial: Trial) {
     let server = RedisServer::start();
     let proxies = [Proxy::to(server.port()).await, Proxy::to(server.port()).await];
@@ -80,9 +84,25 @@ async fn cut_while_idle(trial: Trial) {
     trial.sender.late_duplicates(&targets).await;
 }
 
-/// An event that is claimed, released, taken over, renewed, completed and replayed, by scripts that the server does not
-/// know yet: once for each of its answers, which alone is lost.
 async fn every_answer_lost(trial: Trial, loss: Loss) {
+    let mut lost = BTreeSet::new();
+    // A machine that stands still for a moment changes the order of the steps, and then one is lost twice and one is not.
+    for round in 0..ROUNDS {
+        lost.extend(answers_lost(&trial, loss, round).await);
+        if lost.len() >= KINDS {
+            break;
+        }
+    }
+    assert_eq!(
+        lost.len(),
+        KINDS,
+        "SET, a renewal by its code, and a release, a takeover and a completion by hash and by code: {lost:?}"
+    );
+}
+
+/// An event that is claimed, released, taken over, renewed, completed and replayed, by scripts that the server does not
+/// know yet: once for each of its answers, which alone is lost. Returns what was asked for in those.
+async fn answers_lost(trial: &Trial, loss: Loss, round: usize) -> BTreeSet<String> {
     let servers: Vec<RedisServer> = (1..=STEPS).map(|_| RedisServer::start()).collect();
     let trials = servers.iter().zip(1..).map(async |(server, nth)| {
         let proxy = Proxy::to(server.port()).await;
@@ -91,17 +111,12 @@ async fn every_answer_lost(trial: Trial, loss: Loss) {
         let settings = Settings::default().lease(Duration::from_secs(3)).work(Duration::from_millis(1100)).failures(1);
         let targets = [Target::from(&trial.app(store, &settings).0)];
         proxy.lose_answer(nth, loss);
-        let id = format!("event-{nth}");
+        let id = format!("event-{round}-{nth}");
         trial.sender.deliver(&targets, &id).await;
         trial.sender.deliver(&targets, &id).await;
         proxy.lost()
     });
     let lost = join_all(trials).await;
-    let commands: BTreeSet<&String> = lost.iter().flatten().collect();
-    assert_eq!(
-        commands.len(),
-        8,
-        "SET, a renewal by its code, and a release, a takeover and a completion by hash and by code: {lost:?}"
-    );
     assert!(lost[STEPS - 1].is_empty(), "there are more answers to lose");
+    lost.into_iter().flatten().collect()
 }
