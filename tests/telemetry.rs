@@ -13,6 +13,8 @@ use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use http::Request;
 use tokio::time::sleep;
+use tower::buffer::Buffer;
+use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_idempotency::key::{header, json};
 use tower_idempotency::{IdempotencyLayer, caller};
 use tracing::field::{Field, Visit};
@@ -20,7 +22,7 @@ use tracing::instrument::{Instrument as _, WithSubscriber as _};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-use common::app::{App, answer, body, event, order};
+use common::app::{App, Incoming, answer, body, event, order};
 use common::stores::{Fault, Step, Stores};
 
 /// Everything that was said.
@@ -144,6 +146,42 @@ async fn each_request_ends_in_exactly_one_event() {
     outcomes.sort();
     expected.sort_unstable();
     assert_eq!(outcomes, expected);
+}
+
+/// Also where its outcome is none that is kept.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_whose_place_was_taken_says_so() {
+    let stores = Stores::memory();
+    let layer = |lease| IdempotencyLayer::webhook(&stores.ledger(), header("X-Id")).lease(Duration::from_secs(lease));
+    for status in [200, 500] {
+        let slow = App::new(&layer(1), move |_, _| async move {
+            sleep(Duration::from_secs(5)).await;
+            answer(status, "slow")
+        });
+        let other = App::new(&layer(1), |_, _| async { answer(200, "done") });
+        let id = status.to_string();
+        let ear = listening(async || {
+            stores.fail(Step::Renew, Fault::LoseRequest, u32::MAX);
+            let others = async {
+                sleep(Duration::from_secs(2)).await;
+                other.send(event(&id)).await
+            };
+            tokio::join!(slow.send(event(&id)), others);
+            stores.heal();
+        })
+        .await;
+        assert_eq!(ear.outcomes(), ["executed/kept", "executed/lost"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_cannot_be_called_has_not_run() {
+    let (full, worker) = Buffer::pair(service_fn(|_: Incoming| async { answer(200, "done") }), 1);
+    // Without it the service is never ready again.
+    drop(worker);
+    let service = IdempotencyLayer::webhook(&Stores::memory().ledger(), header("X-Id")).layer(full);
+    let ear = listening(async || assert!(service.oneshot(event("e")).await.is_err())).await;
+    assert_eq!(ear.outcomes(), ["refused/inner_not_ready"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -107,19 +107,20 @@ impl Run {
         // Taken first: a renewal that crosses the release is told that it lost, and would step down.
         let lead = self.take_lead();
         let mut release = pin!(self.lease.release(remember));
-        let released = within(self.lease.ledger().call_timeout(), release.as_mut()).await;
+        let in_time = within(self.lease.ledger().call_timeout(), release.as_mut()).await;
         if let Some(reply) = reply {
             client.reply(reply);
         }
-        if released.is_none() {
-            release.await;
-        }
+        let released = match in_time {
+            Some(released) => released,
+            None => release.await,
+        };
         // Whoever takes over needs a place.
         lock(&self.ticket).give_back();
         if let Some(lead) = lead {
             lead.failed();
         }
-        client.close(executed, Pursued::Held);
+        client.close(if released == Pursued::Lost { Executed::Lost } else { executed }, Pursued::Held);
     }
 
     /// What to answer when another attempt has taken the place of this one.
@@ -205,9 +206,10 @@ impl<R, E> Client<R, E> {
         self.report.close(Outcome::Refused(refusal));
     }
 
+    /// Passes on the error of a service that could not be called.
     pub(super) fn fail(mut self, error: E) {
         self.reply(Reply::Error(error));
-        self.close(Executed::Error, Pursued::Held);
+        self.report.close(Outcome::Refused(Rejection::InnerNotReady));
     }
 
     pub(super) fn close(self, executed: Executed, pursued: Pursued) {

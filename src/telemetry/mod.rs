@@ -17,9 +17,18 @@
 //! | `attempt` | the number of the attempt that it started |
 //! | `waited` | whether it waited for another |
 //!
-//! Three more are not of one request's end: a warning, once per layer, when a request passes through because its key is
-//! missing or malformed (`contract`, `why`), one when a function that was given to the layer panics (`hook`), and one event
-//! at debug level for each store call that failed (`call`, `key`, `error`, `cause`).
+//! Others are not of one request's end:
+//!
+//! | message | level | fields | |
+//! |---|---|---|---|
+//! | `a request passed through unprotected; said once per layer` | warning | `contract`, `why` | for each reason once: the key is missing, it is malformed, or no method of gRPC is named |
+//! | `a hook panicked` | warning | `hook` | a function that was given to the layer, which went on without it |
+//! | `the store does not answer: claims are refused at once until it does` | warning | | |
+//! | `the store answers again` | info | | |
+//! | `the Redis server may not keep what it is given` | warning | `finding` | it evicts, does not persist, or is too old |
+//! | `the Redis server was not looked at whole` | info | `finding` | the user may not ask |
+//! | `no thread could be started` | warning | `error`, `advice` | a handler that blocks its thread may lose its lease |
+//! | `store call failed` | debug | `call`, `key`, `error`, `cause` | one call; the request's own event says what became of it |
 //!
 //! # Outcomes
 //!
@@ -37,7 +46,7 @@
 //! | `refused` | `attempt_failed`, `running` | a duplicate that waited in vain |
 //! | | `key_missing`, `key_malformed`, `key_reused`, `scope_unknown` | for its key; a warning for the last |
 //! | | `body_timeout`, `body_too_large`, `body_unreadable` | for its body |
-//! | | `inner_not_ready`, `shutting_down` | for the service behind the layer |
+//! | | `inner_not_ready`, `shutting_down` | for the service behind the layer, also where its own error is passed on |
 //! | | `overloaded`, `store_unavailable` | for what the layer needs itself; a warning |
 //! | | `outcome_not_retained`, `outcome_unknown` | it ran, and what came of it cannot be told; the second is a warning |
 //! | `passed_through` | `key_missing`, `key_malformed` | it ran unprotected for want of a key |
