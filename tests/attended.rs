@@ -18,7 +18,7 @@ use futures_util::future::BoxFuture;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::try_id;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tower::limit::ConcurrencyLimit;
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_idempotency::key::header;
@@ -136,6 +136,18 @@ async fn one_that_nobody_polls_keeps_its_lease() {
     assert_eq!(held.await.body, "run 1");
 }
 
+#[tokio::test(start_paused = true)]
+async fn one_that_takes_for_ever_is_renewed_for_a_month() {
+    let (stores, day) = (Stores::memory(), Duration::from_secs(24 * 60 * 60));
+    let layer = leased(&stores.ledger(), day).max_attempt(Duration::MAX);
+    let app = App::new(&layer, |_, _| pending());
+    let running = tokio::spawn(app.send(event("e")));
+    sleep(day * 60).await;
+    let renewals = stores.calls(Step::Renew);
+    assert!((30 * 3..30 * 4).contains(&renewals), "{renewals}");
+    running.abort();
+}
+
 /// Its caller was not polled for so long, as where the answer to its claim waits for a thread that is blocked.
 #[tokio::test(start_paused = true)]
 async fn one_that_learns_of_its_claim_when_that_is_over_runs_if_nobody_else_has() {
@@ -160,6 +172,22 @@ async fn one_that_learns_of_its_claim_when_that_is_over_runs_if_nobody_else_has(
         }
         assert_eq!(app.runs() + other.runs(), 1);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_learns_too_late_of_its_claim_does_not_wait_for_a_store_that_is_silent_by_then() {
+    let (stores, lease) = (Stores::memory(), Duration::from_secs(20));
+    let [app, other] = [(); 2].map(|()| working_under(&stores.ledger(), lease, lease));
+    stores.fail(Step::Claim, Fault::DelayAnswer, 1);
+    let mut held = app.send(event("e")).boxed();
+    begin(&mut held).await;
+    sleep(lease * 2).await;
+    let others = tokio::spawn(other.send(event("e")));
+    sleep(lease / 2).await;
+    stores.fail(Step::Release, Fault::Hang, u32::MAX);
+    let told = timeout(Duration::from_secs(1), held).await.expect("an answer in time");
+    assert_eq!(told.code().as_deref(), Some("running"));
+    assert_eq!(others.await.unwrap().body, "run 1");
 }
 
 /// Each claim was in time, but not both of them together.

@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use super::ask::{Asked, MAX_SENDINGS};
 use super::{Backoff, Lease};
 use crate::store::{Claim, ClaimId, Hold, StoreError};
+use crate::within::within;
 
 /// Every answer came when the lease was over.
 #[derive(Debug)]
@@ -24,7 +25,6 @@ impl Lease {
             }
             let (ledger, keys) = (self.ledger.clone(), self.keys());
             let claim = Claim { id: ClaimId::random(), attempt: 0, ..self.claim.clone() };
-            // Or the one that is left would be in the way of the next.
             self.give_back().await;
             match Self::ask_once(&ledger, keys, claim).await? {
                 Asked::Acquired(lease) if lease.is_over() => self = lease,
@@ -57,14 +57,17 @@ impl Lease {
         self.renew_once().await
     }
 
+    /// Or, while secrets rotate, what is left of it would be in the way of the next. Where that takes long it goes on in the
+    /// background.
     async fn give_back(mut self) {
         // It has not run, and is not counted.
         self.claim.attempt = 0;
         if let Some(previous) = &mut self.previous {
             previous.claim.attempt = 0;
         }
-        self.release(self.claim.lease).await;
-        self.begin();
+        if within(self.ledger.call_timeout(), Box::pin(self.release(self.claim.lease))).await.is_some() {
+            self.begin();
+        }
     }
 }
 

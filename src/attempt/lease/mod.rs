@@ -33,7 +33,8 @@ pub(crate) struct Lease {
     claim: Claim,
     /// When it was sent first.
     asked: Instant,
-    /// How long after that it was renewed last, in milliseconds.
+    /// How long after that it was renewed last, in milliseconds: enough for 49 days, and no attempt is renewed for longer than 30. As
+    /// a number of 64 bits it would make the box of a claim too large for what an allocator has at hand.
     renewed_after: AtomicU32,
     /// Another sending than the one that was answered may have been the one that took effect, so it is renewed at once.
     is_unsure: bool,
