@@ -209,6 +209,14 @@ impl<S> Delivery<S> {
                 };
                 let Some(ticket) = self.ledger.attempt() else {
                     let known = Box::pin(self.ledger.known(event.keys)).await;
+                    if let Err(error) = &known
+                        && !error.is_unreadable()
+                        && !self.ledger.is_draining()
+                    {
+                        report.cause(error);
+                        lead.land(Landing::StoreUnavailable);
+                        break None;
+                    }
                     match self.without_place(known, lead, &seat, report) {
                         ControlFlow::Continue(goes_on) => report = goes_on,
                         ControlFlow::Break(answer) => return Ok(answer),

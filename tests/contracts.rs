@@ -801,6 +801,23 @@ async fn a_full_house_sends_nobody_away_who_waits_for_another_process() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_full_house_with_a_silent_store_is_bypassed_together() {
+    let stores = Stores::memory();
+    stores.fail(Step::Lookup, Fault::Hang, u32::MAX);
+    let ledger = stores.ledger().max_in_flight(0);
+    let layer = IdempotencyLayer::webhook(&ledger, header("X-Id")).on_store_error(OnStoreError::Bypass);
+    let app = app(&layer, 200);
+    let deliveries: Vec<_> = (0..3).map(|_| deliver(&app, event("e"))).collect();
+    for answer in deliveries {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+    assert_eq!(app.runs(), 3);
+    // What is being drained starts nothing.
+    ledger.drain(Duration::ZERO).await.unwrap();
+    assert_eq!(app.send(event("e")).await.status, 503);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_house_with_a_silent_store_is_refused_together() {
     let stores = Stores::memory();
     stores.fail(Step::Lookup, Fault::Hang, u32::MAX);
