@@ -231,7 +231,7 @@ impl Ledger {
     }
 
     /// Lets the next delivery of a key run, whatever came of the last one. A key that is running only with `force`, since
-    /// it may then run twice.
+    /// it may then run twice. An effect whose `Dedup` row is still in the database is not made again by that.
     ///
     /// # Errors
     ///

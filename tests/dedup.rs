@@ -257,6 +257,11 @@ async fn a_first_that_is_frozen_holds_up_nobody_for_ever() {
     let refused = timeout(Duration::from_secs(5), dedup.record(&mut second, &other)).await.unwrap().unwrap_err();
     assert_eq!(refused.as_database_error().unwrap().code().unwrap(), "55P03");
     assert!(before.elapsed() < Duration::from_secs(2));
+    // For as long as PostgreSQL can wait.
+    let mut patient = db.pool.begin().await.unwrap();
+    let dedup = db.dedup.clone().lock_timeout(Duration::MAX);
+    let third = attempts([webhook(&ledger()).scope(|_| Some("another"))]).await;
+    assert_eq!(dedup.record(&mut patient, &third[0]).await.unwrap(), Recorded::First);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep, timeout};
 use tower_idempotency::key::{Key, header};
-use tower_idempotency::store::{Claim, Claimed, Hold, Store as _, StoreError};
+use tower_idempotency::store::{Claim, Claimed, Forgotten, Hold, Store as _, StoreError};
 use tower_idempotency::{Attempt, IdempotencyLayer, Ledger, OnStoreError, RedisStore};
 
 use common::app::{App, answer, event};
@@ -196,6 +196,16 @@ async fn what_is_not_a_record_is_an_outage_and_never_a_run() {
     let () = client.del(&key).await.unwrap();
     let () = client.set(&key, &whole).await.unwrap();
     assert_eq!(app.send(event("e")).await.body, first.body);
+}
+
+#[tokio::test]
+async fn a_claim_whose_deadline_somebody_removed_is_forgotten_only_by_force() {
+    let server = RedisServer::start();
+    let store = server.store();
+    claim(&store).await.1.unwrap();
+    let () = server.client().await.persist(name()).await.unwrap();
+    assert_eq!(store.forget(&key(), false).await.unwrap(), Forgotten::Running);
+    assert_eq!(store.forget(&key(), true).await.unwrap(), Forgotten::Forgotten);
 }
 
 #[tokio::test]

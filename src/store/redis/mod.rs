@@ -85,7 +85,7 @@
 //! cluster `+ping +cluster|slots +spublish +ssubscribe +sunsubscribe` in place of the last three; behind sentinels `+role`; for
 //! [`Durability`] `+wait` or `+waitaof`; for the look at the server `+info` and `+config|get`. Without the rights to the
 //! channels, or on a server or through a proxy that knows no RESP3, duplicates that wait for another process look every 50 to
-//! 250 ms instead of being woken.
+//! 375 ms instead of being woken.
 
 mod answer;
 mod coalesce;
@@ -175,7 +175,7 @@ impl RedisStore {
     /// A store on the connections that a function of yours makes: to set certificates, or to fetch credentials. It is called
     /// for the first connection, and whenever one is lost or does not answer any more, and has to make a new one to one server
     /// each time: clones of one connection could not be replaced, and [`cluster`](Self::cluster) is for clusters. Each call may
-    /// take 3 s. Duplicates that wait for another process look again every 50 to 250 ms, for it makes no connection that listens. A
+    /// take 3 s. Duplicates that wait for another process look again every 50 to 375 ms, for it makes no connection that listens. A
     /// factory that panics has failed to connect.
     ///
     /// ```

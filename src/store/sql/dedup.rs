@@ -23,6 +23,9 @@ const TABLE: &str = "idempotency_effects";
 /// Longer than the retention of a webhook and its longest attempt.
 const KEEP: Duration = Duration::from_secs(8 * 24 * 60 * 60);
 
+/// PostgreSQL counts it in milliseconds of 31 bits.
+const MAX_LOCK_TIMEOUT: Duration = Duration::from_secs(24 * 24 * 60 * 60);
+
 /// Makes an effect exact: the identity of the event goes into a table of the same database, in the same transaction.
 ///
 /// A store alone cannot keep an attempt from running again whose process died between the effect and the record of it. With this row the
@@ -60,6 +63,12 @@ const KEEP: Duration = Duration::from_secs(8 * 24 * 60 * 60);
 ///   the second fails with 40001. It finds the row when the event comes again.
 /// - **SQLite**: one transaction writes at a time. One that was begun deferred and has read something cannot write once another has
 ///   written, and fails at once (`SQLITE_BUSY_SNAPSHOT`): record first, or begin with `BEGIN IMMEDIATE`.
+///
+/// # Making an effect again
+///
+/// [`Ledger::forget`](crate::Ledger::forget) knows nothing of the row: the next delivery runs, and finds the effect made. To have it
+/// made again, undo it and delete the row of [`Attempt::key`], and of the previous key while a secret rotates, in one transaction; then
+/// forget the key.
 ///
 /// # From other clients
 ///
@@ -107,17 +116,20 @@ impl<D> Dedup<D> {
     }
 
     /// How long a row is kept. It has to outlive the layer's [`retention`](crate::IdempotencyLayer::retention) and its
-    /// [`max_attempt`](crate::IdempotencyLayer::max_attempt) together. Default: 8 days.
+    /// [`max_attempt`](crate::IdempotencyLayer::max_attempt) together, and be over before a client may use its key for something
+    /// else: as long as the row is there, nothing else is made under the key. Default: 8 days, for webhooks; an api that forgets its
+    /// keys after 24 hours and lets them be used anew has to set it.
     #[must_use]
     pub fn keep(self, keep: Duration) -> Self {
         Self { keep: keep.clamp(MIN_DURATION, MAX_DURATION), ..self }
     }
 
     /// How long a transaction waits for another that has recorded the same event and not ended yet, so that one that is
-    /// frozen does not hold up the next for ever. On SQLite that is the busy timeout of the connection. Default: 5 s.
+    /// frozen does not hold up the next for ever; at most 24 days, which is as long as PostgreSQL takes. On SQLite that is the
+    /// busy timeout of the connection. Default: 5 s.
     #[must_use]
     pub fn lock_timeout(self, timeout: Duration) -> Self {
-        Self { lock_timeout: timeout.clamp(MIN_DURATION, MAX_DURATION), ..self }
+        Self { lock_timeout: timeout.clamp(MIN_DURATION, MAX_LOCK_TIMEOUT), ..self }
     }
 
     /// The handler answers for itself when the effect is there, from its own tables, and what it answers is kept. Default: the

@@ -37,7 +37,11 @@ pub(super) struct Watch {
 }
 
 /// That a task listens, also when its runtime ends.
-struct Listening(Arc<Watchers>);
+struct Listening {
+    watchers: Arc<Watchers>,
+    /// Until nobody waits any more. Who comes after that has another task listen.
+    is_on: bool,
+}
 
 // === impl Watchers ===
 
@@ -50,7 +54,7 @@ impl Watchers {
         let told = Arc::clone(told);
         if !watched.is_listening {
             watched.is_listening = true;
-            tokio::spawn(listen(Listening(Arc::clone(self)), pool.clone()));
+            tokio::spawn(listen(Listening { watchers: Arc::clone(self), is_on: true }, pool.clone()));
         }
         drop(watched);
         Watch { watchers: Arc::clone(self), key, told }
@@ -66,21 +70,14 @@ impl Watchers {
     fn tell_all(&self) {
         lock(&self.0).keys.values().for_each(|(told, _)| told.notify_waiters());
     }
-
-    /// Whether nobody waits any more. Who comes after that has another task listen.
-    fn are_gone(&self) -> bool {
-        let mut watched = lock(&self.0);
-        watched.is_listening = !watched.keys.is_empty();
-        !watched.is_listening
-    }
 }
 
-async fn listen(listening: Listening, pool: PgPool) {
-    let watchers = &*listening.0;
+async fn listen(mut listening: Listening, pool: PgPool) {
+    let watchers = Arc::clone(&listening.watchers);
     // Not one of the pool's: it may have but one, and is needed for the steps.
     let options = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
     let pool = options.connect_lazy_with((*pool.connect_options()).clone());
-    while !watchers.are_gone() {
+    while listening.goes_on() {
         if let Ok(mut listener) = PgListener::connect_with(&pool).await
             && listener.listen(CHANNEL).await.is_ok()
         {
@@ -95,7 +92,7 @@ async fn listen(listening: Listening, pool: PgPool) {
                         Ok(None) | Err(_) => break,
                     },
                     _ = looks.tick() => {
-                        if watchers.are_gone() {
+                        if !listening.goes_on() {
                             return;
                         }
                     }
@@ -127,8 +124,23 @@ impl Drop for Watch {
     }
 }
 
+// === impl Listening ===
+
+impl Listening {
+    /// Whether anybody waits.
+    fn goes_on(&mut self) -> bool {
+        let mut watched = lock(&self.watchers.0);
+        self.is_on = !watched.keys.is_empty();
+        watched.is_listening = self.is_on;
+        self.is_on
+    }
+}
+
 impl Drop for Listening {
     fn drop(&mut self) {
-        lock(&self.0.0).is_listening = false;
+        // Otherwise it may be another's by now.
+        if self.is_on {
+            lock(&self.watchers.0).is_listening = false;
+        }
     }
 }
