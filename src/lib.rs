@@ -97,7 +97,7 @@
 //!
 //! # Feature flags
 //!
-//! - `redis`: `RedisStore`, for services of more than one process.
+//! - `redis`: `RedisStore`, for services of more than one process. `redis-tls`: the same over TLS, with rustls.
 //! - `postgres`, `sqlite`: `PostgresStore` and `SqliteStore`, for services without Redis. They need Rust 1.94.
 //! - `gzip`: [`key::protobuf`] reads compressed messages of gRPC.
 //! - `metrics`: counters, durations and gauges for the recorder of the crate `metrics`. The [`telemetry`] page has them all.

@@ -133,7 +133,8 @@ impl Attempt {
         self.steer(|steering| steering.keep_for = Some(retention.clamp(MIN_DURATION, MAX_DURATION)));
     }
 
-    /// Does not keep the outcome, whatever it is: the next delivery runs. The response says `Idempotency-Stored: false`.
+    /// Does not keep the outcome, whatever it is: the next delivery runs. A response that comes to its end says
+    /// `Idempotency-Stored: false`, also one that would not have been kept anyway.
     pub fn dont_keep(&self) {
         self.steer(|steering| steering.dont_keep = true);
     }
