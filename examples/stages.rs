@@ -9,7 +9,7 @@
 //! layer of its own, which stands on any tower service, not only on those that listen.
 //!
 //! ```text
-//! for i in 1 2 3; do curl -i 'http://127.0.0.1:3000/webhooks/shop?fail=stock' -H 'X-Event-Id: e-1'; done
+//! for i in 1 2 3; do curl -i -X POST 'http://127.0.0.1:3000/webhooks/shop?fail=stock' -H 'X-Event-Id: e-1'; done
 //! curl http://127.0.0.1:3000/
 //! ```
 //!
