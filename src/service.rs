@@ -211,7 +211,6 @@ impl<S> Delivery<S> {
                     let known = Box::pin(self.ledger.known(event.keys)).await;
                     if let Err(error) = &known
                         && !error.is_unreadable()
-                        && !self.ledger.is_draining()
                     {
                         report.cause(error);
                         lead.land(Landing::StoreUnavailable);
@@ -277,7 +276,11 @@ impl<S> Delivery<S> {
     {
         let patience = if self.terms.enabled { self.terms.ready_timeout } else { MAX_DURATION };
         match within(patience, poll_fn(|cx| self.inner.poll_ready(cx))).await {
-            Some(ready) => ready?,
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                report.close(Outcome::Refused(Rejection::InnerNotReady));
+                return Err(error);
+            }
             None => return Ok(self.refuse(Rejection::InnerNotReady, report)),
         }
         report.close(outcome);
@@ -296,8 +299,11 @@ impl<S> Delivery<S> {
         S: Service<Request<RequestBody<B>>, Response = Response<R>>,
     {
         match self.terms.on_store_error {
-            OnStoreError::Refuse => Ok(self.refuse(Rejection::StoreUnavailable, report)),
-            OnStoreError::Bypass => self.run_unprotected(head, body, Outcome::Bypassed, report).await,
+            // What is being drained starts nothing.
+            OnStoreError::Bypass if !self.ledger.is_draining() => {
+                self.run_unprotected(head, body, Outcome::Bypassed, report).await
+            }
+            OnStoreError::Bypass | OnStoreError::Refuse => Ok(self.refuse(Rejection::StoreUnavailable, report)),
         }
     }
 
@@ -327,7 +333,7 @@ impl<S> Delivery<S> {
             }
             Err(error) => {
                 report.cause(&error);
-                lead.land(if error.is_unreadable() { Landing::Unreadable } else { Landing::StoreUnavailable });
+                lead.land(Landing::Unreadable);
                 self.refuse(Rejection::StoreUnavailable, report)
             }
         })

@@ -180,8 +180,12 @@ async fn a_service_that_cannot_be_called_has_not_run() {
     // Without it the service is never ready again.
     drop(worker);
     let service = IdempotencyLayer::webhook(&Stores::memory().ledger(), header("X-Id")).layer(full);
-    let ear = listening(async || assert!(service.oneshot(event("e")).await.is_err())).await;
-    assert_eq!(ear.outcomes(), ["refused/inner_not_ready"]);
+    let without_key = Request::post("/").body(body("")).unwrap();
+    for request in [event("e"), without_key] {
+        let service = service.clone();
+        let ear = listening(async || assert!(service.oneshot(request).await.is_err())).await;
+        assert_eq!(ear.outcomes(), ["refused/inner_not_ready"]);
+    }
 }
 
 #[tokio::test(start_paused = true)]

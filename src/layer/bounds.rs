@@ -6,7 +6,7 @@ use super::IdempotencyLayer;
 use crate::policy::OverLimit;
 use crate::store::{MAX_DURATION, MIN_DURATION};
 
-const MAX_ATTEMPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl IdempotencyLayer {
     /// How long a duplicate waits for a running attempt. Default: webhook, 2 s; api, 1 s.
@@ -40,7 +40,7 @@ impl IdempotencyLayer {
     /// minutes. At most 30 days.
     #[must_use]
     pub fn max_attempt(self, max: Duration) -> Self {
-        self.set(|policy| policy.max_attempt = max.min(MAX_ATTEMPT))
+        self.set(|policy| policy.max_attempt = max.min(LONGEST_ATTEMPT))
     }
 
     /// Does not buffer the request body, where neither the key nor the fingerprint needs it. An attempt whose request body

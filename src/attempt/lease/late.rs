@@ -57,8 +57,8 @@ impl Lease {
         self.renew_once().await
     }
 
-    /// Or, while secrets rotate, what is left of it would be in the way of the next. Where that takes long it goes on in the
-    /// background.
+    /// While secrets rotate, what is left of it would be in the way of the next. Beyond the time of one call it goes on in the
+    /// background, as for any claim that is given up.
     async fn give_back(mut self) {
         // It has not run, and is not counted.
         self.claim.attempt = 0;

@@ -198,9 +198,17 @@ impl Lease {
         }
     }
 
-    fn release_one(&self, remember: Duration) -> impl Future<Output = Pursued> {
-        let release = move || self.ledger.store().release(&self.key, &self.claim, remember);
-        self.pursue("release", self.claim.lease, release)
+    async fn release_one(&self, remember: Duration) -> Pursued {
+        let sendings = AtomicU32::new(0);
+        let release = || {
+            sendings.fetch_add(1, Ordering::Relaxed);
+            self.ledger.store().release(&self.key, &self.claim, remember)
+        };
+        match self.pursue("release", self.claim.lease, release).await {
+            // By one that was not answered the key was free, and whoever has it now took it rightly.
+            Pursued::Lost if sendings.load(Ordering::Relaxed) > 1 => Pursued::Held,
+            released => released,
+        }
     }
 
     async fn pursue<'a>(

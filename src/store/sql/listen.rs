@@ -4,6 +4,7 @@
 //! Nothing depends on it. Who waits looks all the same, and what is lost costs a pause between two looks.
 
 use std::collections::HashMap;
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,11 +53,12 @@ impl Watchers {
         let (told, count) = watched.keys.entry(key).or_default();
         *count += 1;
         let told = Arc::clone(told);
-        if !watched.is_listening {
-            watched.is_listening = true;
+        let starts = !mem::replace(&mut watched.is_listening, true);
+        drop(watched);
+        if starts {
+            // Outside of the lock: a runtime that is ending drops it here, and what is dropped takes the lock.
             tokio::spawn(listen(Listening { watchers: Arc::clone(self), is_on: true }, pool.clone()));
         }
-        drop(watched);
         Watch { watchers: Arc::clone(self), key, told }
     }
 
