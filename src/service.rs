@@ -197,9 +197,8 @@ impl<S> Delivery<S> {
                         return Ok(self.replay(record, seat.differs_from(first), report));
                     }
                     Turn::Landed(Landing::Failed) => return Ok(self.refuse(Rejection::AttemptFailed, report)),
-                    Turn::Landed(Landing::StoreUnavailable) => break None,
-                    // It was seen, so not even a bypass may run it.
-                    Turn::Landed(Landing::Unreadable) => return Ok(self.refuse(Rejection::StoreUnavailable, report)),
+                    Turn::Landed(Landing::StoreUnavailable) => break Err(self.terms.on_store_error),
+                    Turn::Landed(Landing::Unreadable) => break Err(OnStoreError::Refuse),
                     Turn::Mismatch => return Ok(self.refuse(Rejection::KeyReused, report)),
                     Turn::OutOfPatience(lease_until) => {
                         report.close(Outcome::Refused(Rejection::Running));
@@ -208,14 +207,10 @@ impl<S> Delivery<S> {
                     Turn::Full => return Ok(self.refuse(Rejection::Overloaded, report)),
                 };
                 let Some(ticket) = self.ledger.attempt() else {
-                    let known = Box::pin(self.ledger.known(event.keys)).await;
-                    if let Err(error) = &known
-                        && !error.is_unreadable()
-                    {
-                        report.cause(error);
-                        lead.land(Landing::StoreUnavailable);
-                        break None;
-                    }
+                    let known = match Box::pin(self.ledger.known(event.keys)).await {
+                        Ok(known) => known,
+                        Err(error) => break Err(self.store_failed(&error, lead, &mut report)),
+                    };
                     match self.without_place(known, lead, &seat, report) {
                         ControlFlow::Continue(goes_on) => report = goes_on,
                         ControlFlow::Break(answer) => return Ok(answer),
@@ -229,7 +224,7 @@ impl<S> Delivery<S> {
                 match asked {
                     Ok(Asked::Acquired(lease)) => {
                         lead.running_here();
-                        break Some((lease, lead, ticket));
+                        break Ok((lease, lead, ticket));
                     }
                     Ok(Asked::Done { fingerprint: first, record }) => {
                         // While secrets rotate it may be known under the other key alone, and be forgotten under that.
@@ -241,22 +236,16 @@ impl<S> Delivery<S> {
                     }
                     Ok(Asked::Running { fingerprint: first, lease_left }) => lead.running_elsewhere(first, lease_left),
                     Ok(Asked::Mismatch) => return Ok(self.refuse(Rejection::KeyReused, report)),
-                    Err(error) if error.is_unreadable() => {
-                        report.cause(&error);
-                        lead.land(Landing::Unreadable);
-                        return Ok(self.refuse(Rejection::StoreUnavailable, report));
-                    }
-                    Err(error) => {
-                        report.cause(&error);
-                        lead.land(Landing::StoreUnavailable);
-                        break None;
-                    }
+                    Err(error) => break Err(self.store_failed(&error, lead, &mut report)),
                 }
             };
             // From here on it waits for nobody, however long it runs.
             drop(seat);
-            let Some((lease, lead, ticket)) = claimed else {
-                return Box::pin(self.without_store(event.head, event.body, report)).await;
+            let (lease, lead, ticket) = match claimed {
+                Ok(claimed) => claimed,
+                Err(on_store_error) => {
+                    return Box::pin(self.without_store(on_store_error, event.head, event.body, report)).await;
+                }
             };
             let run = Run::new(self.terms.clone(), lease, lead, event.failed, ticket);
             run.start(&self.terms, self.inner, Request::from_parts(event.head, event.body), report).await
@@ -288,9 +277,21 @@ impl<S> Delivery<S> {
         Ok(response.map(ResponseBody::inner))
     }
 
-    /// Nobody knows whether the event has been seen.
+    /// Tells those who wait that the store failed, and what is to be done: what was seen is not run by a bypass either.
+    fn store_failed(&self, error: &StoreError, lead: Lead, report: &mut Report) -> OnStoreError {
+        report.cause(error);
+        let (landing, on_store_error) = match error.is_unreadable() {
+            true => (Landing::Unreadable, OnStoreError::Refuse),
+            false => (Landing::StoreUnavailable, self.terms.on_store_error),
+        };
+        lead.land(landing);
+        on_store_error
+    }
+
+    /// Nobody knows what has become of the event.
     async fn without_store<B, R>(
         self,
+        on_store_error: OnStoreError,
         head: request::Parts,
         body: RequestBody<B>,
         report: Report,
@@ -298,7 +299,7 @@ impl<S> Delivery<S> {
     where
         S: Service<Request<RequestBody<B>>, Response = Response<R>>,
     {
-        match self.terms.on_store_error {
+        match on_store_error {
             // What is being drained starts nothing.
             OnStoreError::Bypass if !self.ledger.is_draining() => {
                 self.run_unprotected(head, body, Outcome::Bypassed, report).await
@@ -310,31 +311,26 @@ impl<S> Delivery<S> {
     /// No attempt may start, but what has finished can still be told, and what runs elsewhere be waited for.
     fn without_place<R>(
         &self,
-        known: Result<Known, StoreError>,
+        known: Known,
         lead: Lead,
         seat: &Seat,
-        mut report: Report,
+        report: Report,
     ) -> ControlFlow<Response<ResponseBody<R>>, Report> {
         let draining = self.ledger.is_draining();
         ControlFlow::Break(match known {
-            Ok(Known::Done(first, record)) => {
+            Known::Done(first, record) => {
                 lead.land(Landing::Done { fingerprint: first, record: record.clone() });
                 match seat.refuses(first) {
                     true => self.refuse(Rejection::KeyReused, report),
                     false => self.replay(record, seat.differs_from(first), report),
                 }
             }
-            Ok(Known::Running) if !draining => {
+            Known::Running if !draining => {
                 lead.look_later();
                 return ControlFlow::Continue(report);
             }
-            Ok(Known::Nothing | Known::Running) => {
+            Known::Nothing | Known::Running => {
                 self.refuse(if draining { Rejection::ShuttingDown } else { Rejection::Overloaded }, report)
-            }
-            Err(error) => {
-                report.cause(&error);
-                lead.land(Landing::Unreadable);
-                self.refuse(Rejection::StoreUnavailable, report)
             }
         })
     }

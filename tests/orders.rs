@@ -230,7 +230,7 @@ async fn what_a_killed_process_was_doing_is_done_by_the_survivor() {
         retry = survives.event(path, "e").await;
     }
     assert_eq!((retry.status, &retry.json["order"]), (200, &json!(1)));
-    assert!(killed.elapsed() < Duration::from_secs(3), "{:?}", killed.elapsed());
+    assert!(killed.elapsed() < Duration::from_millis(2000 + 400), "{:?}", killed.elapsed());
     assert_eq!(survives.books().await["runs"], 1);
 }
 
@@ -245,7 +245,7 @@ async fn a_redis_that_is_down_is_a_503_and_no_crash() {
         let refused = shop.event("/webhooks/shop", "e").await;
         assert_eq!((refused.status, &refused.json["code"]), (503, &"store_unavailable".into()));
         assert!(refused.headers.contains_key("retry-after"));
-        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
     }
     assert_eq!(shop.books().await["runs"], 0);
 }

@@ -25,7 +25,7 @@ use common::until;
 
 const LONG: Duration = Duration::from_secs(60);
 /// What a request may take to be refused when Redis is down.
-const AT_ONCE: Duration = Duration::from_secs(1);
+const AT_ONCE: Duration = Duration::from_millis(500);
 
 fn app(store: RedisStore) -> App {
     let layer = IdempotencyLayer::webhook(&Ledger::new(store), header("X-Id"));

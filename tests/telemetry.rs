@@ -152,13 +152,13 @@ async fn each_request_ends_in_exactly_one_event() {
 #[tokio::test(start_paused = true)]
 async fn an_attempt_whose_place_was_taken_says_so() {
     let stores = Stores::memory();
-    let layer = |lease| IdempotencyLayer::webhook(&stores.ledger(), header("X-Id")).lease(Duration::from_secs(lease));
+    let layer = || IdempotencyLayer::webhook(&stores.ledger(), header("X-Id")).lease(Duration::from_secs(1));
     for status in [200, 500] {
-        let slow = App::new(&layer(1), move |_, _| async move {
+        let slow = App::new(&layer(), move |_, _| async move {
             sleep(Duration::from_secs(5)).await;
             answer(status, "slow")
         });
-        let other = App::new(&layer(1), |_, _| async { answer(200, "done") });
+        let other = App::new(&layer(), |_, _| async { answer(200, "done") });
         let id = status.to_string();
         let ear = listening(async || {
             stores.fail(Step::Renew, Fault::LoseRequest, u32::MAX);
